@@ -1,0 +1,318 @@
+"""What an adapter to a broker promises: the protocol, its capabilities, and how one is found by URL.
+
+An adapter moves batches of messages and settles deliveries. It runs no handlers and makes no policy; what a broker
+lacks is emulated once, in the core. An adapter is done when the conformance suite passes against the real server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from enum import StrEnum
+from importlib.metadata import entry_points
+from typing import Any, Literal, Protocol, TypeAlias
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+
+from .clock import Clock
+from .errors import BrokerUrlError
+from .message import Delivery, Failure, Message
+from .outcome import Outcome
+
+DEFAULT_URL = "sqlite:///tidemill.db"
+"""The embedded broker in the working directory: durable, and nothing to install."""
+
+
+class Support(StrEnum):
+    """How a feature comes about on a broker. Native and emulated pass the same tests; none is an error at start."""
+
+    NATIVE = "native"
+    EMULATED = "emulated"
+    NONE = "none"
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a broker can do, and its numbers. Known after `open`."""
+
+    durability: Literal["disk", "replicated", "memory"]
+    """What a confirmed publish survives: `disk` a power cut, `memory` nothing."""
+    processes: bool
+    """Whether several processes can share it."""
+    publish_batch: int
+    """Messages worth putting into one `publish`; 1 where a batch gains nothing."""
+    delay: Support = Support.NATIVE
+    """Delayed publishing and delayed retries."""
+    order: Support = Support.NATIVE
+    """Order per key across consumers, through retries and crashes."""
+    deduplication: Support = Support.NATIVE
+    """A second publish of the same `(source, id)` within the retention is reported as a duplicate."""
+    history: Support = Support.NATIVE
+    """Reading what was handled: `read`, `trace`, subscriptions that start in the past."""
+
+
+class TopicSpec(msgspec.Struct, frozen=True):
+    """What a broker needs to know of a topic."""
+
+    name: str
+    key: str | None = None
+    retain: float = 7 * 86400.0
+    """Seconds that handled messages stay readable."""
+
+
+class Subscription(msgspec.Struct, frozen=True, kw_only=True):
+    """A handler's durable claim on a topic."""
+
+    name: str
+    """`<service>.<handler>`: a contract, as the backlog belongs to it."""
+    topic: str
+    types: tuple[str, ...] | None = None
+    """The event types it wants; None for all. Others pass it by."""
+    ordered: bool = False
+    """Events of one key one at a time, in order, across all consumers."""
+    start: Literal["now", "beginning"] | int = "now"
+    """Where a subscription that does not exist yet begins: a time is nanoseconds since 1970."""
+    lease: float = 30.0
+    """Seconds after which the deliveries of a consumer that gave no sign of life go to another."""
+    renamed_from: str | None = None
+    """The name it had before: its backlog moves along."""
+
+
+class Status(StrEnum):
+    """What became of one published message."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    NOT_STORED = "not_stored"
+    UNKNOWN = "unknown"
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """The broker's answer for one published message."""
+
+    status: Status
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the message is stored, by this call or an earlier one."""
+        return self.status is Status.STORED or self.status is Status.DUPLICATE
+
+
+STORED = Receipt(Status.STORED)
+DUPLICATE = Receipt(Status.DUPLICATE)
+
+
+class SubscriptionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of one subscription, all consumers together."""
+
+    name: str
+    topic: str
+    types: tuple[str, ...] | None
+    backlog: int
+    """Messages not settled yet, those in flight and those waiting for a retry included."""
+    retrying: int
+    """Of the backlog: failed at least once, waiting or running again."""
+    dead: int
+    """Dead letters kept."""
+    oldest: int | None
+    """When the oldest message of the backlog was published, in nanoseconds since 1970; None without a backlog."""
+    consumers: int
+    """Open feeds that gave a sign of life lately."""
+    acked: int
+    """Deliveries acknowledged since the subscription exists."""
+    retried: int
+    """Failed attempts since the subscription exists."""
+
+
+class TopicStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of one topic."""
+
+    name: str
+    key: str | None
+    messages: int
+    """Messages readable now."""
+    scheduled: int
+    """Messages published with a delay that is not over."""
+
+
+class Inspection(msgspec.Struct, frozen=True):
+    """The state of a broker as far as Tidemill put it there."""
+
+    topics: list[TopicStatus]
+    subscriptions: list[SubscriptionStatus]
+
+
+class DeadLettered(msgspec.Struct, frozen=True, kw_only=True):
+    """A message a subscription gave up on."""
+
+    subscription: str
+    message: Message
+    reason: str
+    attempts: int
+    at: int
+    """When it was given up: nanoseconds since 1970."""
+    history: tuple[Failure, ...] = ()
+
+
+class Fate(msgspec.Struct, frozen=True, kw_only=True):
+    """What one subscription did with one message."""
+
+    subscription: str
+    message_id: str
+    state: Literal["pending", "retrying", "acked", "dead"]
+    attempts: int = 1
+    history: tuple[Failure, ...] = ()
+    reason: str = ""
+
+
+class Trace(msgspec.Struct, frozen=True):
+    """The messages of one flow, in the order they were published, and what every subscription did with them."""
+
+    messages: list[Message]
+    fates: list[Fate]
+
+
+Settlement: TypeAlias = tuple[Delivery, Outcome]
+
+
+class Feed(Protocol):
+    """An open subscription: what one consumer fetches from and settles with."""
+
+    async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
+        """Up to `limit` deliveries of at most `max_bytes` together (one may exceed it), or none after `wait` seconds.
+
+        Every delivery is this feed's alone until it is settled or its lease is lost. On an ordered subscription no
+        event is delivered while an earlier one of its key waits for a retry or is held by another feed.
+        """
+        ...
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
+        """Record outcomes. Returns the deliveries whose lease was lost: their outcome did not count.
+
+        The one place that ends deliveries. Raises `BrokerError` if nothing was recorded; it is then safe to repeat.
+        On an ordered subscription a released event stays behind an earlier one of its key that is to be retried.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give back at once, uncharged, what was fetched and not settled, so that other consumers go on with it."""
+        ...
+
+
+class Broker(Protocol):
+    """The adapter to the system that stores messages. Its methods are called from one event loop."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, without secrets."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do. Valid after `open`."""
+        ...
+
+    async def open(self) -> None:
+        """Connect. Raises `BrokerError` where the storage cannot be used at all."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was accepted, then disconnect. Closing twice does nothing."""
+        ...
+
+    async def declare(self, topics: Sequence[TopicSpec], subscriptions: Sequence[Subscription]) -> None:
+        """Create what is missing, update what changed, destroy nothing. Repeating it changes nothing."""
+        ...
+
+    async def publish(self, messages: Sequence[Message], *, due: int | None = None) -> list[Receipt]:
+        """Store messages; a receipt each, in their order. On return they are durable as `capabilities` says.
+
+        Messages of one key keep their order. With `due` (nanoseconds since 1970) they appear on their topic then.
+        Never raises for one message's sake; raises `BrokerError` if nothing was stored at all.
+        """
+        ...
+
+    async def subscribe(self, subscription: Subscription) -> Feed:
+        """Open a declared subscription for one consumer."""
+        ...
+
+    async def inspect(self) -> Inspection:
+        """What is there, and how far each subscription is."""
+        ...
+
+    async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
+        """The dead letters kept, oldest first; of one subscription if named."""
+        ...
+
+    def read(self, topic: str, *, since: int | None = None, follow: bool = False) -> AsyncIterator[Message]:
+        """The messages of a topic, without consuming: from `since` (nanoseconds since 1970; None: the oldest kept).
+
+        With `follow` it goes on with new messages for ever; without, it ends at the newest.
+        """
+        ...
+
+    async def trace(self, correlation_id: str) -> Trace:
+        """What happened in one flow. Raises `Unsupported` where the broker keeps no history."""
+        ...
+
+
+class BrokerUrl(msgspec.Struct, frozen=True):
+    """A broker's URL in parts."""
+
+    scheme: str
+    text: str
+    """The whole URL, without password."""
+    path: str
+    namespace: str
+    """From `?namespace=`: what every name is prefixed with, so that environments share one broker."""
+    options: dict[str, str]
+    """The other query parameters."""
+
+    def refuse_options(self, *known: str) -> None:
+        """Raise `BrokerUrlError` where a query parameter is none of `known`."""
+        for name in self.options:
+            if name not in known:
+                allowed = ", ".join(("namespace", *known))
+                raise BrokerUrlError(f"{self.text}: unknown parameter {name!r}. This broker takes: {allowed}.")
+
+
+Connect: TypeAlias = Callable[[BrokerUrl, Clock], Broker]
+"""What an adapter registers as entry point in the group `tidemill.brokers`, under its URL scheme."""
+
+
+def parse_url(url: str) -> BrokerUrl:
+    """Take a broker's URL apart. Raises `BrokerUrlError` where it is none."""
+    if not isinstance(url, str) or ":" not in url:
+        raise BrokerUrlError(
+            f"{url!r} is not a broker URL. Examples: memory:, sqlite:///shop.db (a relative path), "
+            "sqlite:////var/lib/shop.db (an absolute one)."
+        )
+    try:
+        parts = urlsplit(url)
+        password = parts.password
+        query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError as error:
+        raise BrokerUrlError(f"{url.split('@')[-1]!r} is not a broker URL: {error}.") from error
+    options = {name: values[-1] for name, values in query.items()}
+    namespace = options.pop("namespace", "")
+    if namespace and not namespace.replace("-", "").replace("_", "").isalnum():
+        raise BrokerUrlError(f"namespace={namespace!r}: use letters, digits, '-' and '_'.")
+    text = url.replace(f":{password}@", ":***@") if password else url
+    return BrokerUrl(parts.scheme.lower(), text, parts.path, namespace, options)
+
+
+def connect(url: str, clock: Clock) -> Broker:
+    """The adapter for `url`, not opened yet. Raises `BrokerUrlError` where no installed adapter serves its scheme."""
+    parsed = parse_url(url)
+    known = {point.name: point for point in entry_points(group="tidemill.brokers")}
+    point = known.get(parsed.scheme)
+    if point is None:
+        import difflib
+
+        near = difflib.get_close_matches(parsed.scheme, known, n=1)
+        hint = f" Did you mean {near[0]}:?" if near else ""
+        raise BrokerUrlError(
+            f"{parsed.text}: no broker is installed for {parsed.scheme!r}.{hint} Installed: {', '.join(sorted(known))}."
+        )
+    make: Any = point.load()
+    return make(parsed, clock)

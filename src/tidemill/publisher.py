@@ -1,0 +1,116 @@
+"""Publishing: many awaiting callers, one broker batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from .broker import Broker, Receipt, Status, TopicSpec
+from .errors import BrokerError, PublishError
+from .event import Topic
+from .message import Message, check
+
+CONFIRM = 10.0
+"""Seconds to wait for the broker's confirmation: longer than any healthy commit, short enough for a web request.
+After that it is not known whether the messages are stored."""
+
+MAX_BATCH = 1000
+"""Most messages in one batch, and so in one transaction of a SQL broker."""
+
+
+class Publisher:
+    """Publishes messages through one broker. Every method returns when the broker has confirmed.
+
+    Concurrent callers share a batch: what is waiting when the previous batch is confirmed goes next, so a batch is
+    as large as the load makes it and a lone caller never waits for company.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        # Where batches gain nothing a message goes straight through: no future, no turn of the loop.
+        self._direct = broker.capabilities.publish_batch <= 1
+        self._limit = min(MAX_BATCH, max(1, broker.capabilities.publish_batch))
+        self._waiting: list[tuple[Message, asyncio.Future[Receipt]]] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    async def publish(self, message: Message, due: int | None = None) -> Receipt:
+        """Store one message; with `due` (nanoseconds since 1970) it appears on its topic then.
+
+        Raises `InvalidMessage` (nothing left), or `PublishError`, which says whether it is stored.
+        """
+        check(message)
+        if self._direct or due is not None:
+            receipt = (await self._send((message,), due))[0]
+        else:
+            confirmed = asyncio.get_running_loop().create_future()
+            self._waiting.append((message, confirmed))
+            if self._sender is None:
+                self._sender = asyncio.create_task(self._send_waiting())
+            receipt = await confirmed
+        if not receipt.ok:
+            raise _error([(message, receipt)], 1)
+        return receipt
+
+    async def declare(self, topic: Topic) -> None:
+        """Create the topic on the broker if it is missing."""
+        await self._broker.declare([TopicSpec(topic.name, topic.key, topic.retain.total_seconds())], [])
+
+    async def publish_many(self, messages: Sequence[Message], due: int | None = None) -> list[Receipt]:
+        """Store many messages, in order; the fast way for one caller.
+
+        Raises `InvalidMessage` (nothing left), or `PublishError`, which says per message what is known.
+        """
+        for message in messages:
+            check(message)
+        receipts: list[Receipt] = []
+        for start in range(0, len(messages), MAX_BATCH):
+            receipts += await self._send(messages[start : start + MAX_BATCH], due)
+        failed = [(message, receipt) for message, receipt in zip(messages, receipts, strict=True) if not receipt.ok]
+        if failed:
+            raise _error(failed, len(messages))
+        return receipts
+
+    async def close(self) -> None:
+        """Wait until everything that callers are waiting for is confirmed or refused."""
+        while self._sender is not None:
+            await asyncio.wait([self._sender])
+
+    async def _send_waiting(self) -> None:
+        try:
+            while self._waiting:
+                batch = self._waiting[: self._limit]
+                del self._waiting[: self._limit]
+                receipts = await self._send([message for message, _ in batch], None)
+                for (_, confirmed), receipt in zip(batch, receipts, strict=True):
+                    if not confirmed.done():
+                        confirmed.set_result(receipt)
+        finally:
+            self._sender = None
+            for _, confirmed in self._waiting:  # only where this task was cancelled: nobody may wait for ever
+                if not confirmed.done():
+                    confirmed.set_result(Receipt(Status.NOT_STORED, "publishing was stopped"))
+            self._waiting.clear()
+
+    async def _send(self, messages: Sequence[Message], due: int | None) -> list[Receipt]:
+        try:
+            if self._direct:
+                return await self._broker.publish(messages, due=due)
+            async with asyncio.timeout(CONFIRM):
+                return await self._broker.publish(messages, due=due)
+        except BrokerError as error:
+            return [Receipt(Status.NOT_STORED, str(error))] * len(messages)
+        except TimeoutError:
+            return [Receipt(Status.UNKNOWN, f"the broker did not confirm within {CONFIRM:g} s")] * len(messages)
+        except Exception as error:
+            return [Receipt(Status.UNKNOWN, f"{type(error).__name__}: {error}")] * len(messages)
+
+
+def _error(failed: list[tuple[Message, Receipt]], total: int) -> PublishError:
+    message, receipt = failed[0]
+    unknown = sum(1 for _, each in failed if each.status is Status.UNKNOWN)
+    what = f"{message.type!r} (id {message.id})" if total == 1 else f"{len(failed)} of {total} messages"
+    if unknown:
+        state = "may or may not be stored; publish again with the same id, which stores nothing twice"
+    else:
+        state = "not stored; publish again when the cause is gone"
+    return PublishError(f"{what}: {state}. {receipt.error}", failed)

@@ -1,0 +1,168 @@
+"""Running services: one broker, their publishers and consumers, from start to drained."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from .broker import DEFAULT_URL, Broker, connect
+from .clock import Clock, SystemClock
+from .consumer import Consumer
+from .errors import ConfigurationError
+from .handler import HandlerSpec
+from .publisher import Publisher
+from .telemetry import emit
+
+if TYPE_CHECKING:
+    from .service import Service
+
+GRACE = 25.0
+"""Seconds a drain waits for running handlers: Kubernetes kills after 30, and settling needs a moment."""
+
+
+def default_url() -> str:
+    """`$TIDEMILL_BROKER`, or the embedded broker in the working directory."""
+    return os.environ.get("TIDEMILL_BROKER") or DEFAULT_URL
+
+
+class Runtime:
+    """Services running on one broker in this process."""
+
+    def __init__(
+        self, services: Sequence[Service], broker: Broker, clock: Clock | None = None, *, consume: bool = True
+    ) -> None:
+        self.services = list(services)
+        self.broker = broker
+        self.clock: Clock = clock or SystemClock()
+        self.consumers: list[Consumer] = []
+        self._consume = consume
+        self._stack = AsyncExitStack()
+        self._drained = False
+
+    async def start(self) -> None:
+        """Open the broker, declare what is missing, enter resources, begin to consume.
+
+        Raises a `TidemillError` where anything of it is impossible; nothing stays open then.
+        """
+        specs = [spec for service in self.services for spec in service.handlers]
+        _refuse_shared_names(self.services, specs)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.broker.close)
+            await self.broker.open()
+            publisher = Publisher(self.broker)
+            stack.push_async_callback(publisher.close)
+            for topic in {spec.topic.name: spec.topic for spec in specs}.values():
+                await publisher.declare(topic)
+            await self.broker.declare([], [spec.subscription for spec in specs])
+            for service in self.services:
+                await stack.enter_async_context(service.bound(publisher, self.clock))
+            if self._consume:
+                for spec in specs:
+                    feed = await self.broker.subscribe(spec.subscription)
+                    stack.push_async_callback(feed.close)
+                    self.consumers.append(Consumer(spec, feed, self.clock))
+                for consumer in self.consumers:
+                    consumer.start()
+                await self._warn_of_orphans(specs)
+            self._stack = stack.pop_all()
+
+    async def drain(self, grace: float = GRACE) -> None:
+        """Stop consuming, all subscriptions at once: see `Consumer.drain`."""
+        if not self._drained:
+            self._drained = True
+            await asyncio.gather(*(consumer.drain(grace) for consumer in self.consumers))
+
+    def force(self) -> None:
+        """Make a drain that is under way cancel what still runs."""
+        for consumer in self.consumers:
+            consumer.force()
+
+    @property
+    def running(self) -> int:
+        """Handlers at work."""
+        return sum(consumer.running for consumer in self.consumers)
+
+    async def close(self, grace: float = GRACE) -> None:
+        """Drain, leave the resources, close the broker."""
+        try:
+            await self.drain(grace)
+        finally:
+            await self._stack.aclose()
+
+    async def _warn_of_orphans(self, specs: Sequence[HandlerSpec]) -> None:
+        declared = {spec.subscription.name for spec in specs}
+        prefixes = tuple(f"{service.name}." for service in self.services)
+        for status in (await self.broker.inspect()).subscriptions:
+            if status.backlog and status.name.startswith(prefixes) and status.name not in declared:
+                emit("subscription.orphaned", subscription=status.name, backlog=status.backlog)
+
+
+async def run_until_signal(
+    services: Sequence[Service],
+    url: str | None = None,
+    *,
+    grace: float = GRACE,
+    ready: Callable[[Runtime], object] | None = None,
+    draining: Callable[[Runtime], object] | None = None,
+) -> None:
+    """Run services until SIGTERM or SIGINT, then drain (G7); a second signal cancels what still runs.
+
+    `ready` is called once everything consumes, `draining` when the first signal came. Raises a `TidemillError`
+    where the services cannot start.
+    """
+    clock = SystemClock()
+    runtime = Runtime(services, connect(url or default_url(), clock), clock)
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            runtime.force()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        # A signal during start-up waits: half-started services are first started, then drained.
+        await runtime.start()
+        try:
+            if ready is not None and not stop.is_set():
+                ready(runtime)
+            await stop.wait()
+            if draining is not None:
+                draining(runtime)
+        finally:
+            await runtime.close(grace)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def open_broker(broker: str | Broker | None, clock: Clock) -> Broker:
+    """A broker as it is, or the one for a URL; by default `default_url()`."""
+    return connect(broker or default_url(), clock) if isinstance(broker, str | None) else broker
+
+
+def _refuse_shared_names(services: Sequence[Service], specs: Sequence[HandlerSpec]) -> None:
+    seen: set[str] = set()
+    for service in services:
+        if service.name in seen:
+            raise ConfigurationError(
+                f"two services are named {service.name!r}. A service's name is its identity on the broker: rename one."
+            )
+        seen.add(service.name)
+    names: set[str] = set()
+    for spec in specs:
+        name = spec.subscription.name
+        if name in names:
+            raise ConfigurationError(
+                f"two handlers share the subscription {name!r}; each would get half of the events. "
+                "Give one of them another name with @service.on(..., name=...)."
+            )
+        names.add(name)
+
+

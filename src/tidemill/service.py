@@ -1,0 +1,339 @@
+"""A service: the unit of deployment. It publishes events and handles events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from datetime import UTC, datetime, timedelta
+from types import UnionType
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
+
+from .broker import Broker, Subscription
+from .clock import Clock, SystemClock
+from .codec import to_message
+from .context import Context, current
+from .errors import ConfigurationError, DefinitionError
+from .event import Topic, check_name, event_type, where
+from .handler import HandlerSpec, events_of
+from .message import Message
+from .outcome import RetryPolicy
+from .pipeline import Middleware
+from .publisher import Publisher
+from .runtime import GRACE, Runtime, open_broker, run_until_signal
+
+R = TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E", contravariant=True)
+Result = TypeVar("Result")
+
+_DEFAULT_RETRY = RetryPolicy()
+
+
+class Declare(Protocol[E]):
+    """What `service.on(...)` returns: a decorator that takes handlers of these events and returns them unchanged."""
+
+    @overload
+    def __call__(self, handler: Callable[[E], Result], /) -> Callable[[E], Result]: ...
+    @overload
+    def __call__(self, handler: Callable[[E, Context], Result], /) -> Callable[[E, Context], Result]: ...
+
+
+class Service(Generic[R]):
+    """A service: a name, handlers, and the right to publish.
+
+    name       what events name as their `source`, and the first part of its subscriptions' names.
+    resources  an async context manager function for what handlers need (a database pool, an HTTP client): entered
+               before the first event is handled, left after the last one is settled. `service.resources` is what it
+               yields.
+    """
+
+    def __init__(self, name: str, *, resources: Callable[[], AbstractAsyncContextManager[R]] | None = None) -> None:
+        check_name("a service", name)
+        self.name = name
+        self.handlers: list[HandlerSpec] = []
+        self._topics: dict[str, Topic] = {}
+        self._open_resources = resources
+        self._resources: R | None = None
+        self._publisher: Publisher | None = None
+        self._clock: Clock = SystemClock()
+
+    def __repr__(self) -> str:
+        return f"Service({self.name!r})"
+
+    @property
+    def resources(self) -> R:
+        """What the `resources` context manager yielded. Raises `ConfigurationError` while the service does not run."""
+        if self._publisher is None:
+            raise _not_running(self, "has no resources")
+        return cast(R, self._resources)
+
+    # -------------------------------------------------------------- handlers
+
+    @overload
+    def on(self, topic: Topic, /, **options: Any) -> Declare[Any]: ...
+    @overload
+    def on(
+        self,
+        event: type[A],
+        /,
+        *,
+        name: str | None = None,
+        retry: RetryPolicy = _DEFAULT_RETRY,
+        timeout: float | timedelta | None = 60.0,
+        concurrency: int = 16,
+        ordered: bool | None = None,
+        start: Literal["now", "beginning"] | datetime = "now",
+        renamed_from: str | None = None,
+        use: Iterable[Middleware] = (),
+    ) -> Declare[A]: ...
+    @overload
+    def on(self, first: type[A], second: type[B], /, **options: Any) -> Declare[A | B]: ...
+    @overload
+    def on(self, first: type[A], second: type[B], third: type[C], /, **options: Any) -> Declare[A | B | C]: ...
+    @overload
+    def on(
+        self, first: type[A], second: type[B], third: type[C], fourth: type[D], /, **options: Any
+    ) -> Declare[A | B | C | D]: ...
+    @overload
+    def on(self, union: UnionType, /, **options: Any) -> Declare[Any]: ...
+    def on(
+        self,
+        *events: Any,
+        name: str | None = None,
+        retry: RetryPolicy = _DEFAULT_RETRY,
+        timeout: float | timedelta | None = 60.0,
+        concurrency: int = 16,
+        ordered: bool | None = None,
+        start: Literal["now", "beginning"] | datetime = "now",
+        renamed_from: str | None = None,
+        use: Iterable[Middleware] = (),
+    ) -> Any:
+        """Declare a handler: `@service.on(PaymentConfirmed)`. The function is returned unchanged.
+
+        Takes one event class, several (or their union), or a whole `Topic`: then the handler gets every event that
+        is declared on it, or, if it is annotated `Message`, every message undecoded.
+
+        name          the subscription is `<service>.<name>`; the function's name by default. It is a contract: the
+                      backlog belongs to it.
+        retry         when a failed event is tried again; see `RetryPolicy`.
+        timeout       seconds (or a timedelta) one attempt may take; None for no limit. Default 60. The handler is
+                      cancelled then, which counts as a failed attempt; a `def` handler runs on in its thread.
+        concurrency   most events handled at once in one process. Default 16.
+        ordered       one event of a key at a time, in order (G6). Default: whether the topic has a key.
+        start         where a *new* subscription begins: `"now"` (the default: adding a handler does not repeat the
+                      past), `"beginning"`, or a point in time. An existing one goes on where it was.
+        renamed_from  the full name this subscription had before; its backlog moves along.
+        use           middlewares around this handler, outermost first.
+
+        Raises `DefinitionError` where the function's annotation disagrees with the events, a chain of upcasters has
+        a gap, a name is taken, or an option makes no sense.
+        """
+        topic, classes = events_of(events)
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        if seconds is not None and seconds <= 0:
+            raise DefinitionError(f"@on(timeout={timeout!r}): give more than 0 seconds, or None for no limit.")
+        if concurrency < 1:
+            raise DefinitionError(f"@on(concurrency={concurrency!r}): give at least 1.")
+        if ordered and topic.key is None:
+            raise DefinitionError(
+                f"@on(ordered=True): topic {topic.name!r} has no key to be ordered by. Declare it as "
+                f"Topic({topic.name!r}, key=...)."
+            )
+        if isinstance(start, datetime):
+            if start.tzinfo is None:
+                raise DefinitionError(f"@on(start={start!r}): give a datetime with a time zone, such as UTC.")
+            begin: Literal["now", "beginning"] | int = round(start.timestamp() * 1e9)
+        else:
+            begin = start
+
+        def declare(function: Callable[..., object]) -> Callable[..., object]:
+            short = name or function.__name__
+            check_name("a subscription", short)
+            full = f"{self.name}.{short}"
+            for other in self.handlers:
+                if other.subscription.name == full:
+                    raise DefinitionError(
+                        f"{where(function)} and {where(other.function)} are both the subscription {full!r}; each "
+                        "would get half of the events. Give one of them another name with @service.on(..., name=...)."
+                    )
+            spec = HandlerSpec(
+                function,
+                Subscription(
+                    name=full,
+                    topic=topic.name,
+                    types=None if classes is None else tuple(sorted(_type_names(topic, classes))),
+                    ordered=topic.key is not None if ordered is None else ordered,
+                    start=begin,
+                    renamed_from=renamed_from,
+                ),
+                topic,
+                classes,
+                retry=retry,
+                timeout=seconds,
+                concurrency=concurrency,
+                use=tuple(use),
+            )
+            self.handlers.append(spec)
+            self._topics[topic.name] = topic
+            return function
+
+        return declare
+
+    # ------------------------------------------------------------ publishing
+
+    async def publish(
+        self,
+        event: object,
+        *,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Message:
+        """Publish one event. When this returns, the event is stored as durably as the broker does (G1).
+
+        Inside a handler the event joins the handled event's flow and names it as its cause. Awaiting one publish
+        after the other costs a broker round trip each: publish from many tasks at once, or use `publish_many`.
+
+        delay, at  let it appear on its topic later: after seconds (or a timedelta), or at an aware datetime. It
+                   survives restarts wherever the broker does.
+        id         to repeat a publish whose outcome was unknown; a new UUID version 7 by default.
+        headers    further CloudEvents attributes: names of lower-case letters and digits.
+
+        Returns the message as stored. Raises `InvalidMessage` (nothing left this process), `PublishError` (not
+        stored, or not known), `ConfigurationError` if the service does not run.
+        """
+        publisher = self._publisher
+        if publisher is None:
+            raise _not_running(self, "cannot publish")
+        delivery = current.get()
+        message = to_message(
+            event,
+            source=self.name,
+            time=self._clock.now(),
+            cause=None if delivery is None else delivery.message,
+            id=id,
+            extensions=None if headers is None else dict(headers),
+        )
+        if message.topic not in self._topics:
+            await self._declare(publisher, event)
+        await publisher.publish(message, None if delay is None and at is None else self._due(delay, at))
+        return message
+
+    async def publish_many(
+        self, events: Iterable[object], *, delay: float | timedelta | None = None, at: datetime | None = None
+    ) -> list[Message]:
+        """Publish many events in order, in as few round trips as the broker allows: the fast way for one caller.
+
+        Not a transaction: on `PublishError` some may be stored; it says which are not. See `publish` for all else.
+        """
+        publisher = self._publisher
+        if publisher is None:
+            raise _not_running(self, "cannot publish")
+        delivery = current.get()
+        cause = None if delivery is None else delivery.message
+        now = self._clock.now()
+        messages: list[Message] = []
+        for event in events:
+            message = to_message(event, source=self.name, time=now, cause=cause)
+            if message.topic not in self._topics:
+                await self._declare(publisher, event)
+            messages.append(message)
+        await publisher.publish_many(messages, None if delay is None and at is None else self._due(delay, at))
+        return messages
+
+    async def _declare(self, publisher: Publisher, event: object) -> None:
+        topic = event_type(type(event)).topic
+        await publisher.declare(topic)
+        self._topics[topic.name] = topic
+
+    def _due(self, delay: float | timedelta | None, at: datetime | None) -> int:
+        if at is not None:
+            if delay is not None:
+                raise ValueError("publish takes either delay= or at=, not both")
+            if at.tzinfo is None:
+                raise ValueError(f"at={at!r} has no time zone. Give an aware datetime, such as datetime.now(UTC)")
+            whole = at.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+            return (whole // timedelta(microseconds=1)) * 1000
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay or 0)
+        if not 0 <= seconds < 1e10:
+            raise ValueError(f"delay={delay!r}: give 0 seconds or more")
+        return self._clock.now() + round(seconds * 1e9)
+
+    # --------------------------------------------------------------- running
+
+    @asynccontextmanager
+    async def running(
+        self,
+        broker: str | Broker | None = None,
+        *,
+        consume: bool = True,
+        clock: Clock | None = None,
+        grace: float = GRACE,
+    ) -> AsyncIterator[Service[R]]:
+        """Run while the block runs, then drain (G7).
+
+        broker   a URL; by default `$TIDEMILL_BROKER`, or `sqlite:///tidemill.db`.
+        consume  False to publish only, as a script does.
+        grace    seconds running handlers have to finish at the end.
+        """
+        time = clock or SystemClock()
+        runtime = Runtime([self], open_broker(broker, time), time, consume=consume)
+        await runtime.start()
+        try:
+            yield self
+        finally:
+            await runtime.close(grace)
+
+    def lifespan(self, app: object = None) -> AbstractAsyncContextManager[None]:
+        """The service as an ASGI application's lifespan: `FastAPI(lifespan=service.lifespan)`.
+
+        It consumes while the application serves, on the broker named by `$TIDEMILL_BROKER`.
+        """
+
+        @asynccontextmanager
+        async def span() -> AsyncIterator[None]:
+            async with self.running():
+                yield
+
+        return span()
+
+    async def run(self, broker: str | None = None, *, grace: float = GRACE) -> None:
+        """Run until SIGTERM or SIGINT, then drain (G7); a second signal cancels what still runs."""
+        await run_until_signal([self], broker, grace=grace)
+
+    @asynccontextmanager
+    async def bound(self, publisher: Publisher, clock: Clock) -> AsyncIterator[None]:
+        """Enter the resources and publish through `publisher`: what a `Runtime` does with its services."""
+        if self._publisher is not None:
+            raise ConfigurationError(
+                f"service {self.name!r} is running already. One Service object runs once at a time; "
+                "make a second one, or stop the first."
+            )
+        resources = self._open_resources() if self._open_resources is not None else nullcontext(cast(R, None))
+        for topic in self._topics.values():
+            await publisher.declare(topic)  # those published to in an earlier run, maybe on another broker
+        self._publisher = publisher
+        self._clock = clock
+        try:
+            async with resources as self._resources:
+                yield
+        finally:
+            self._publisher = None
+            self._resources = None
+
+
+def _type_names(topic: Topic, classes: tuple[type, ...]) -> list[str]:
+    return [declared.name for declared in topic.events.values() if declared.cls in classes]
+
+
+def _not_running(service: Service[Any], what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"service {service.name!r} {what} because it is not running. Use `async with service.running(): ...`, "
+        "its lifespan, or `tidemill run`."
+    )
+
+
