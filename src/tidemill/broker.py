@@ -6,21 +6,26 @@ lacks is emulated once, in the core. An adapter is done when the conformance sui
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from enum import StrEnum
 from importlib.metadata import entry_points
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
 from .clock import Clock
-from .errors import BrokerUrlError
+from .errors import BrokerUrlError, ConfigurationError
 from .message import Delivery, Failure, Message
 from .outcome import Outcome
 
 DEFAULT_URL = "sqlite:///tidemill.db"
 """The embedded broker in the working directory: durable, and nothing to install."""
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
+_SECRET = re.compile(r"([?&][^=&]*(?:password|secret|token)[^=&]*=)[^&#]*", re.IGNORECASE)
 
 
 class Support(StrEnum):
@@ -261,8 +266,9 @@ class BrokerUrl(msgspec.Struct, frozen=True):
 
     scheme: str
     text: str
-    """The whole URL, without password."""
+    """The whole URL, without secrets: for people, not for connecting."""
     path: str
+    """As written: an adapter whose paths are file names takes the percent-encoding off."""
     namespace: str
     """From `?namespace=`: what every name is prefixed with, so that environments share one broker."""
     options: dict[str, str]
@@ -273,7 +279,9 @@ class BrokerUrl(msgspec.Struct, frozen=True):
         for name in self.options:
             if name not in known:
                 allowed = ", ".join(("namespace", *known))
-                raise BrokerUrlError(f"{self.text}: unknown parameter {name!r}. This broker takes: {allowed}.")
+                raise BrokerUrlError(
+                    f"{self.text}: unknown parameter {name!r}. This broker takes: {allowed}."
+                )
 
 
 Connect: TypeAlias = Callable[[BrokerUrl, Clock], Broker]
@@ -282,37 +290,59 @@ Connect: TypeAlias = Callable[[BrokerUrl, Clock], Broker]
 
 def parse_url(url: str) -> BrokerUrl:
     """Take a broker's URL apart. Raises `BrokerUrlError` where it is none."""
-    if not isinstance(url, str) or ":" not in url:
-        raise BrokerUrlError(
-            f"{url!r} is not a broker URL. Examples: memory:, sqlite:///shop.db (a relative path), "
-            "sqlite:////var/lib/shop.db (an absolute one)."
-        )
     try:
         parts = urlsplit(url)
-        password = parts.password
+        # By hand, as parts.password is None where there is a user alone, and a token is just that.
+        user, at, _ = parts.netloc.rpartition("@")
         query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    except ValueError as error:
-        raise BrokerUrlError(f"{url.split('@')[-1]!r} is not a broker URL: {error}.") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _no_url(url, f" {error}.") from error
+    if not parts.scheme:
+        raise _no_url(url)
+    if parts.fragment:
+        raise _no_url(url, " A '#' in a path is written %23.")
     options = {name: values[-1] for name, values in query.items()}
     namespace = options.pop("namespace", "")
-    if namespace and not namespace.replace("-", "").replace("_", "").isalnum():
-        raise BrokerUrlError(f"namespace={namespace!r}: use letters, digits, '-' and '_'.")
-    text = url.replace(f":{password}@", ":***@") if password else url
+    if namespace and not _NAMESPACE.fullmatch(namespace):
+        raise BrokerUrlError(
+            f"namespace={namespace!r}: use letters, digits, '-' and '_', starting with a letter or digit, "
+            "at most 60 characters."
+        )
+    text = url
+    if at:
+        name, colon, _ = user.partition(":")
+        text = text.replace(f"{user}@", f"{name}:***@" if colon else "***@", 1)
+    text = _SECRET.sub(r"\1***", text)
     return BrokerUrl(parts.scheme.lower(), text, parts.path, namespace, options)
 
 
+def _no_url(url: object, why: str = "") -> BrokerUrlError:
+    shown = repr(url).rpartition("@")[2] if isinstance(url, str) else repr(url)  # no password in any error
+    return BrokerUrlError(
+        f"{shown} is not a broker URL.{why} Examples: memory:, sqlite:///shop.db (a relative path), "
+        "sqlite:////var/lib/shop.db (an absolute one)."
+    )
+
+
 def connect(url: str, clock: Clock) -> Broker:
-    """The adapter for `url`, not opened yet. Raises `BrokerUrlError` where no installed adapter serves its scheme."""
+    """The adapter for `url`, not opened yet.
+
+    Raises `BrokerUrlError` where no installed adapter serves its scheme, and `ConfigurationError` where the one that
+    does cannot be imported.
+    """
     parsed = parse_url(url)
     known = {point.name: point for point in entry_points(group="tidemill.brokers")}
     point = known.get(parsed.scheme)
     if point is None:
-        import difflib
-
         near = difflib.get_close_matches(parsed.scheme, known, n=1)
         hint = f" Did you mean {near[0]}:?" if near else ""
-        raise BrokerUrlError(
-            f"{parsed.text}: no broker is installed for {parsed.scheme!r}.{hint} Installed: {', '.join(sorted(known))}."
-        )
-    make: Any = point.load()
+        found = f"Installed: {', '.join(sorted(known))}." if known else "None is: install Tidemill with pip."
+        raise BrokerUrlError(f"{parsed.text}: no broker is installed for {parsed.scheme!r}.{hint} {found}")
+    try:
+        make: Connect = point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{parsed.text}: its adapter {point.value!r} cannot be loaded: {error}. Nothing was started. "
+            "Install the distribution that brings it again, with all that it needs."
+        ) from error
     return make(parsed, clock)

@@ -119,6 +119,11 @@ class Consumer:
         """Handlers that are waiting for something right now."""
         return len(self._running)
 
+    @property
+    def at_work(self) -> list[tuple[Delivery, int | None]]:
+        """The deliveries of those handlers, each with the time (nanoseconds since 1970) its timeout comes."""
+        return [(running.delivery, running.deadline) for running in self._running.values()]
+
     def force(self) -> None:
         """Make a drain that is under way cancel what still runs."""
         self._force.set()

@@ -56,7 +56,7 @@ class MissingExtra(ConfigurationError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(
-            f'{what} needs an optional dependency, which is not installed. Nothing was started. '
+            f"{what} needs an optional dependency, which is not installed. Nothing was started. "
             f'Install it with: pip install "tidemill[{extra}]"'
         )
         self.what = what

@@ -21,16 +21,16 @@ import dataclasses
 import inspect
 import re
 import sys
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from enum import Enum
 from operator import attrgetter
-from typing import Any, TypeAlias, TypeVar, dataclass_transform
+from typing import Any, TypeAlias, TypeVar, cast, dataclass_transform
 
 import msgspec
 
 from .errors import DefinitionError
+from .value import as_value, field_names
 
 Json: TypeAlias = dict[str, Any]
 """The body of an event as plain JSON values: what upcasters take and return."""
@@ -45,8 +45,8 @@ class Topic:
     """A named stream of events. Declare it once, next to its events.
 
     name     letters, digits, `.`, `_` and `-`; at most 200 characters.
-    key      the field of its events that orders them: events of one key are handled one at a time, in the order
-             they were published (G6). None (the default): no order is promised.
+    key      the field of its events that orders them: events of one key are handled one at a time, in the
+             order they were published (G6). None (the default): no order is promised.
     retain   how long handled events stay readable (default 7 days). What a subscription has not settled is
              never removed by age.
     options  settings for one kind of broker, as that adapter's typed values; other brokers pass over them.
@@ -64,7 +64,9 @@ class Topic:
     ) -> None:
         check_name("a topic", name)
         if retain < timedelta(0):
-            raise DefinitionError(f"Topic({name!r}): retain={retain} is negative. Give a timedelta of 0 or more.")
+            raise DefinitionError(
+                f"Topic({name!r}): retain={retain} is negative. Give a timedelta of 0 or more."
+            )
         self.name = name
         self.key = key
         self.retain = retain
@@ -136,8 +138,9 @@ def event(name: str, *, version: int = 1, topic: Topic, oldest: int = 1) -> Call
     """Declare a class to be an event.
 
     A plain annotated class becomes an immutable value with a constructor, equality and a repr (a frozen
-    `msgspec.Struct`, the fastest to make and to decode). Dataclasses, msgspec Structs, attrs and pydantic classes
-    are taken as they are.
+    `msgspec.Struct`, the fastest to make and to decode); its methods, properties and class variables stay.
+    Dataclasses, msgspec Structs, attrs and pydantic classes are taken as they are. Values inside an event are
+    of such types too, or plain ones: str, int, Decimal, aware datetime, UUID, Enum, list, dict, ….
 
     name     what it is called on the wire; it outlives the class's name.
     version  which version of its schema this class is (default 1). Raise it when old bodies no longer fit,
@@ -145,29 +148,38 @@ def event(name: str, *, version: int = 1, topic: Topic, oldest: int = 1) -> Call
     topic    where it is published.
     oldest   the oldest version that must stay readable (default 1, all of them).
 
-    Raises `DefinitionError` where the key is no field, the name is taken on this topic, or a version is below 1.
+    Raises `DefinitionError` where the key is no field, the name is taken on this topic, a version is below 1, or
+    the class cannot be made a value without losing something.
     """
     check_name("an event", name)
-    if not isinstance(topic, Topic):
-        raise DefinitionError(f"@event({name!r}): topic={topic!r} is not a Topic. Declare one: Topic('payments').")
+    if not isinstance(cast(object, topic), Topic):
+        raise DefinitionError(
+            f"@event({name!r}): topic={topic!r} is not a Topic. Declare one: Topic('payments')."
+        )
     if version < 1 or not 1 <= oldest <= version:
         raise DefinitionError(
             f"@event({name!r}): version={version}, oldest={oldest}; versions start at 1 and oldest is no larger."
         )
 
     def declare(cls: type[E]) -> type[E]:
+        if not isinstance(cast(object, cls), type):
+            raise DefinitionError(f"@event({name!r}) is over {cls!r:.80}, which is not a class.")
         known = topic.events.get(name)
-        if known is not None and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
+        # The same class again is its module being loaded again: the newer one counts.
+        if known is not None and _path(known.cls) != _path(cls):
             raise DefinitionError(
                 f"{where(cls)} and {where(known.cls)} are both {name!r} on topic {topic.name!r}. "
                 "Give one of them another name."
             )
-        made = _as_value(cls)
-        fields = _fields(made)
+        try:
+            made = as_value(cls)
+        except TypeError as error:
+            raise DefinitionError(f"{where(cls)} cannot be made an event: {error}") from error
+        fields = field_names(made)
         if topic.key is not None and fields is not None and topic.key not in fields:
             raise DefinitionError(
-                f"{where(cls)}: topic {topic.name!r} is ordered by {topic.key!r}, which is no field of the class "
-                f"(it has {', '.join(fields) or 'none'}). Add the field, or publish to a topic with another key."
+                f"{where(cls)}: topic {topic.name!r} is ordered by {topic.key!r}, which is no field of the "
+                f"class (it has {', '.join(fields) or 'none'}). Add the field, or use a topic with another key."
             )
         declared = EventType(made, name, version, oldest, topic)
         _declared[made] = declared
@@ -180,24 +192,29 @@ def event(name: str, *, version: int = 1, topic: Topic, oldest: int = 1) -> Call
 def upcast(cls: type, *, from_version: int) -> Callable[[F], F]:
     """Declare how the body of version `from_version` becomes one of the next version.
 
-    The function takes the body as plain JSON values and returns the new one; it must not depend on anything else.
-    Chains run by themselves: version 1 meets each upcaster in turn until it is today's.
+    The function takes the body as plain JSON values and returns the new one; it must not depend on anything
+    else. Chains run by themselves: version 1 meets each upcaster in turn until it is today's.
 
-    Raises `DefinitionError` if there is one for this version already, or there is no such older version.
+    Raises `DefinitionError` if there is one for this version already, if there is no such older version, or if
+    the function is a coroutine function.
     """
     declared = event_type(cls)
     if not 1 <= from_version < declared.version:
         raise DefinitionError(
-            f"@upcast({cls.__name__}, from_version={from_version}): {where(cls)} is version {declared.version}, so "
-            f"there is nothing to upcast from {from_version}. Raise version in @event, or correct from_version."
+            f"@upcast({cls.__name__}, from_version={from_version}): {where(cls)} is version {declared.version}, "
+            f"so there is nothing to upcast from {from_version}. Raise version in @event, or correct from_version."
         )
 
     def declare(function: F) -> F:
-        known = declared.upcasters.get(from_version)
-        if known is not None and known.__qualname__ != function.__qualname__:
+        if inspect.iscoroutinefunction(function):
             raise DefinitionError(
-                f"{where(cls)} has two upcasters from version {from_version}: {known.__qualname__} and "
-                f"{function.__qualname__}. Remove one."
+                f"{where(function)} is an `async def`. An upcaster only rearranges JSON: make it a `def`."
+            )
+        known = declared.upcasters.get(from_version)
+        if known is not None and (_path(known), _line(known)) != (_path(function), _line(function)):
+            raise DefinitionError(
+                f"{where(cls)} has two upcasters from version {from_version}: {where(known)} and "
+                f"{where(function)}. Remove one."
             )
         declared.upcasters[from_version] = function
         return function
@@ -205,74 +222,32 @@ def upcast(cls: type, *, from_version: int) -> Callable[[F], F]:
     return declare
 
 
-def check_name(what: str, name: str) -> None:
+def check_name(what: str, name: object) -> None:
     """Raise `DefinitionError` unless `name` is one that every broker can carry."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise DefinitionError(
-            f"{name!r} cannot name {what}: use letters, digits, '.', '_' and '-', starting with a letter or digit, "
-            "at most 200 characters."
+            f"{name!r} cannot name {what}: use letters, digits, '.', '_' and '-', starting with a letter or "
+            "digit, at most 200 characters."
         )
 
 
 def where(thing: Any) -> str:
     """A class or function as error messages name it: with its file and line where they can be found."""
-    name = f"{thing.__module__}.{thing.__qualname__}"
+    module, qualname = _path(thing)
     try:
         file = inspect.getsourcefile(thing)
         line = inspect.getsourcelines(thing)[1]
     except (OSError, TypeError):
-        module = sys.modules.get(thing.__module__)
-        file, line = getattr(module, "__file__", None), None
+        file, line = getattr(sys.modules.get(module), "__file__", None), None
+    name = f"{module}.{qualname}"
     if file is None:
         return name
     return f"{name} ({file}:{line})" if line else f"{name} ({file})"
 
 
-def _as_value(cls: type[E]) -> type[E]:
-    if (
-        dataclasses.is_dataclass(cls)
-        or issubclass(cls, msgspec.Struct)
-        or hasattr(cls, "__attrs_attrs__")
-        or hasattr(cls, "__pydantic_validator__")
-    ):
-        return cls
-    if "__init__" in cls.__dict__:
-        raise DefinitionError(
-            f"{where(cls)} has its own __init__. An event is plain data: declare its fields as annotations, "
-            "or make it a dataclass, a msgspec Struct, an attrs or a pydantic class."
-        )
-    namespace: dict[str, Any] = {
-        name: value for name, value in cls.__dict__.items() if name not in ("__dict__", "__weakref__")
-    }
-    for name, value in namespace.items():
-        if isinstance(value, dataclasses.Field):
-            namespace[name] = _as_msgspec_field(value)  # pyright: ignore[reportUnknownArgumentType]
-    bases = tuple(base for base in cls.__bases__ if base is not object)
-    try:
-        made = types.new_class(
-            cls.__name__, (*bases, msgspec.Struct), {"frozen": True}, lambda body: body.update(namespace)
-        )
-    except TypeError as error:
-        raise DefinitionError(f"{where(cls)} cannot be made an event: {error}") from error
-    made.__qualname__ = cls.__qualname__
-    return made
+def _path(thing: Any) -> tuple[str, str]:
+    return getattr(thing, "__module__", "?"), getattr(thing, "__qualname__", None) or repr(thing)
 
 
-def _as_msgspec_field(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return msgspec.field(default_factory=field.default_factory)
-    if field.default is not dataclasses.MISSING:
-        return msgspec.field(default=field.default)
-    return msgspec.field()
-
-
-def _fields(cls: Any) -> tuple[str, ...] | None:
-    """The names of the class's fields; None where the kind of class does not tell."""
-    if issubclass(cls, msgspec.Struct):
-        return cls.__struct_fields__
-    if dataclasses.is_dataclass(cls):
-        return tuple(field.name for field in dataclasses.fields(cls))
-    if hasattr(cls, "__attrs_attrs__"):
-        return tuple(attribute.name for attribute in cls.__attrs_attrs__)
-    model: Mapping[str, object] | None = getattr(cls, "model_fields", None)
-    return tuple(model) if model is not None else None
+def _line(function: Any) -> int | None:
+    return getattr(getattr(function, "__code__", None), "co_firstlineno", None)

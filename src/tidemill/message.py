@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from .errors import InvalidMessage
 
 MAX_BODY = 1024 * 1024
-"""Largest body, in bytes: 1 MiB, the default limit of NATS and about that of Kafka, so that moving stays possible."""
+"""Largest body, in bytes: 1 MiB, the default limit of NATS and about that of Kafka, so that moving is possible."""
 
 MAX_HEADERS = 16 * 1024
-"""Most bytes of key and extensions together: 16 KiB, which every broker's header limits leave room for."""
+"""Most bytes of all attributes together: 16 KiB, which every broker's header limits leave room for."""
 
+OWN_ATTRIBUTES = frozenset(
+    [
+        *("specversion", "id", "source", "type", "time", "datacontenttype"),
+        *("dataversion", "partitionkey", "correlationid", "causationid"),
+    ]
+)
+"""The CloudEvents attributes that `Message` has fields for: no extension may be named so."""
+
+# CloudEvents 1.0.2 §"Type System": no control characters, surrogates or noncharacters in a String.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+_EXTENSION_NAME = re.compile("[a-z0-9]+")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -32,7 +44,7 @@ class Message(msgspec.Struct, frozen=True):
     """The event's name, such as `payment.confirmed`."""
     topic: str
     time: int
-    """When it happened: nanoseconds since 1970-01-01 UTC. See `when`."""
+    """When it happened: nanoseconds since 1970-01-01 UTC; 0 where a foreign producer did not say. See `when`."""
     body: bytes
     version: int = 1
     """The version of the event's schema (`dataversion` on the wire)."""
@@ -43,7 +55,7 @@ class Message(msgspec.Struct, frozen=True):
     causation_id: str | None = None
     """The id of the event whose handler published this one; None for the first of a flow."""
     content_type: str = "application/json"
-    extensions: dict[str, str] = msgspec.field(default_factory=dict)
+    extensions: dict[str, str] = {}
     """Every other CloudEvents attribute, such as `traceparent`; unknown ones travel through untouched."""
 
     @property
@@ -63,6 +75,13 @@ class Failure(msgspec.Struct, frozen=True):
     traceback: str = ""
     """The end of the traceback, at most 4 KiB; empty where there was no exception."""
 
+    def __post_init__(self) -> None:
+        # Exceptions can hold lone surrogates (a file's name that is not UTF-8 is enough), which no store takes.
+        for name in ("error", "traceback"):
+            text: str = getattr(self, name)
+            if not text.isascii():
+                msgspec.structs.force_setattr(self, name, text.encode("utf-8", "backslashreplace").decode())
+
 
 class Delivery(msgspec.Struct):
     """One attempt to hand one message to one subscription.
@@ -73,7 +92,7 @@ class Delivery(msgspec.Struct):
     message: Message
     subscription: str
     attempt: int
-    """1 for the first run of the handler; failed runs count, releases do not, and restarts do not reset it."""
+    """1 for the first run of the handler; failed runs count, releases do not; restarts do not reset it."""
     position: int
     """Where the message stands in its topic; larger is later. What lanes sort by."""
     history: tuple[Failure, ...] = ()
@@ -88,42 +107,72 @@ def check(message: Message) -> Message:
             f"{_name(message)}: the body is {len(message.body):,} bytes and the limit is {MAX_BODY:,}. "
             "Nothing was stored. Store large data elsewhere and publish a reference to it."
         )
+    # One look at all attributes at once; what is not plainly in order is looked at one by one.
     key = message.key
-    if key is not None and not (key.isprintable() and key):
-        raise InvalidMessage(
-            f"{_name(message)}: the key {key!r} is empty or has control characters. Nothing was stored. "
-            "Use a key of printable characters."
-        )
-    if not (message.id and message.source and message.type and (message.id + message.source + message.type).isprintable()):
-        raise InvalidMessage(
-            f"{_name(message)}: id, source and type must be non-empty and printable "
-            f"(id={message.id!r}, source={message.source!r}, type={message.type!r}). Nothing was stored."
-        )
-    if message.extensions or (key is not None and len(key) > 1024):
-        _check_headers(message)
+    flow = message.correlation_id
+    try:
+        text = message.id + message.source + message.type
+        if key is not None:
+            text += key
+        if flow is not message.id:  # it is for the first event of a flow
+            text = f"{text}{flow}{message.causation_id}"
+    except TypeError:
+        text = "\0"
+    if (
+        not text.isprintable()
+        or not (message.id and message.source and message.type)
+        or key == ""
+        or len(text) > 1024
+        or message.extensions
+    ):
+        _check_attributes(message)
     return message
 
 
-def _check_headers(message: Message) -> None:
-    size = len((message.key or "").encode())
-    for name, value in message.extensions.items():
-        # CloudEvents 1.0.2 §"Attribute Naming Convention": lower-case ASCII letters and digits.
-        if not (name.isascii() and name.isalnum() and name == name.lower()) or name == "data":
+def _check_attributes(message: Message) -> None:
+    size = 0
+    for name in ("id", "source", "type", "key", "correlation_id", "causation_id"):
+        attribute: object = getattr(message, name)
+        if attribute is None and name in ("key", "correlation_id", "causation_id"):
+            continue
+        if not isinstance(attribute, str) or not attribute:
             raise InvalidMessage(
-                f"{_name(message)}: the header name {name!r} is not allowed. Nothing was stored. "
+                f"{_name(message)}: {name} is {attribute!r:.80}. Nothing was stored. "
+                "Give a string that is not empty."
+            )
+        size += _size(message, name, attribute)
+    for header, value in cast(dict[object, object], message.extensions).items():
+        if not isinstance(header, str) or not _EXTENSION_NAME.fullmatch(header) or header == "data":
+            raise InvalidMessage(
+                f"{_name(message)}: the header name {header!r} is not allowed. Nothing was stored. "
                 "Use lower-case letters and digits only, such as 'tenantid'."
             )
-        if not value.isprintable():
+        if header in OWN_ATTRIBUTES:
             raise InvalidMessage(
-                f"{_name(message)}: the header {name!r} has control characters in its value {value[:80]!r}. "
-                "Nothing was stored. Use printable characters only."
+                f"{_name(message)}: the header {header!r} belongs to the message itself. Nothing was stored. "
+                "Use another name."
             )
-        size += len(name) + len(value.encode())
+        if not isinstance(value, str):
+            raise InvalidMessage(
+                f"{_name(message)}: the header {header!r} is {value!r:.80}. Nothing was stored. "
+                "Headers are strings on every broker: convert it."
+            )
+        size += len(header) + _size(message, f"the header {header!r}", value)
     if size > MAX_HEADERS:
         raise InvalidMessage(
-            f"{_name(message)}: key and headers are {size:,} bytes and the limit is {MAX_HEADERS:,}. "
-            "Nothing was stored. Put what is large into the body."
+            f"{_name(message)}: its attributes (key, headers, …) are {size:,} bytes and the limit is "
+            f"{MAX_HEADERS:,}. Nothing was stored. Put what is large into the body."
         )
+
+
+def _size(message: Message, what: str, value: str) -> int:
+    found = _UNFIT.search(value)
+    if found is not None:
+        raise InvalidMessage(
+            f"{_name(message)}: {what} has a character that headers cannot carry, {found[0]!a}, in {value[:80]!a}. "
+            "Nothing was stored. Remove control characters."
+        )
+    return len(value.encode())
 
 
 def _name(message: Message) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
@@ -90,13 +90,15 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         if self.attempts < 1:
             raise ValueError(f"RetryPolicy(attempts={self.attempts}): at least 1, as the first run counts")
         # Written so that NaN fails too.
-        if not (self.immediate >= 0 and 0 < self.base <= self.cap <= MAX_DELAY and 1 <= self.factor < math.inf):
+        if not (
+            self.immediate >= 0 and 0 < self.base <= self.cap <= MAX_DELAY and 1 <= self.factor < math.inf
+        ):
             raise ValueError(
                 f"RetryPolicy(immediate={self.immediate}, base={self.base}, factor={self.factor}, "
                 f"cap={self.cap}): immediate must be 0 or more, base above 0, factor 1 or more, cap no less than "
                 "base and no more than a year"
             )
-        if not (isinstance(self.never, tuple) and all(map(_is_exception, self.never))):
+        if not (isinstance(cast(object, self.never), tuple) and all(map(_is_exception, self.never))):
             raise TypeError(f"RetryPolicy(never={self.never!r}): give a tuple of exception classes")
 
     def delay(self, attempt: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
@@ -120,14 +122,14 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
             return DeadLetter(_reason(error))
         if isinstance(error, DecodeError) and not isinstance(error, FutureVersion):
             return DeadLetter(describe(error))
-        asked = isinstance(error, RetryAfter)
-        if self.never and not asked and isinstance(error, self.never):
+        asked = error if isinstance(error, RetryAfter) else None
+        if self.never and asked is None and isinstance(error, self.never):
             return DeadLetter(f"{describe(error)} (an error the policy never retries)")
         if attempt >= self.attempts:
             return DeadLetter(f"{describe(error)} (attempt {attempt} of {self.attempts})")
-        if asked:
-            after = getattr(error, "delay", 0.0)  # absent where a subclass forgot to call its base
-            return Retry(after, _reason(error))
+        if asked is not None:
+            # The delay is absent where a subclass forgot to call its base.
+            return Retry(getattr(asked, "delay", self.delay(attempt)), _reason(asked))
         return Retry(self.delay(attempt), describe(error))
 
 
@@ -159,16 +161,16 @@ def _is_storable(char: str) -> bool:
 
 
 def _tidy(outcome: Retry | DeadLetter) -> None:
-    reason: object = outcome.reason
+    reason = cast(object, outcome.reason)
     tidy = one_line(reason if isinstance(reason, str) else str(reason))
     if tidy is not reason:
         msgspec.structs.force_setattr(outcome, "reason", tidy)
 
 
 def _only(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+    is_group = isinstance(error, BaseExceptionGroup)
+    inside: tuple[BaseException, ...] = cast(Any, error).exceptions if is_group else ()
+    return _only(inside[0]) if len(inside) == 1 else error
 
 
 def _reason(error: Reject | RetryAfter) -> str:

@@ -37,7 +37,7 @@ LEVELS: dict[str, int] = {
 }
 
 _logger = logging.getLogger("tidemill")
-_listeners: list[Listener] = []
+_listeners: list[tuple[Listener]] = []
 
 
 def listen(listener: Listener) -> Callable[[], None]:
@@ -45,22 +45,34 @@ def listen(listener: Listener) -> Callable[[], None]:
 
     A listener runs on the event loop and must not block; what it raises is logged and goes no further.
     """
-    _listeners.append(listener)
+    entry = (listener,)
+    _listeners.append(entry)
 
     def stop() -> None:
-        if listener in _listeners:
-            _listeners.remove(listener)
+        # By identity: somebody else may have registered the same listener.
+        _listeners[:] = [each for each in _listeners if each is not entry]
 
     return stop
 
 
 def emit(name: str, **fields: Any) -> None:
-    """Tell the log and the listeners. Never raises."""
-    level = LEVELS[name]
+    """Tell the log and the listeners. Never raises: to report must not break what is reported."""
+    level = LEVELS.get(name, logging.ERROR)
     if _logger.isEnabledFor(level):
-        _logger.log(level, "%s %s", name, " ".join(f"{key}={value}" for key, value in fields.items()), extra={"tidemill": fields})
-    for listener in tuple(_listeners):
+        try:
+            text = " ".join(f"{key}={value}" for key, value in fields.items())
+            _logger.log(level, "%s %s", name, text, extra={"tidemill": fields})
+        except Exception as error:
+            _complain("%s could not be logged", name, error)
+    for (listener,) in tuple(_listeners):
         try:
             listener(name, fields)
-        except Exception:
-            _logger.exception("a telemetry listener failed on %s", name)
+        except Exception as error:
+            _complain("a telemetry listener failed on %s", name, error)
+
+
+def _complain(text: str, name: str, error: Exception) -> None:
+    try:
+        _logger.error(text, name, exc_info=error)
+    except Exception:  # logging itself is broken: a filter that raises, say
+        pass

@@ -23,6 +23,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Every command: the module whose `command` it is, and its line in the list of commands."""
 
 
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    some of it was refused, or did not drain
+  2    wrong usage, configuration or declaration
+  3    the broker failed
+  130  interrupted
+"""
+
+
 class _Commands(click.Group):
     """Loads commands when they are called, and turns Tidemill's errors into one line and an exit code."""
 
@@ -80,17 +90,15 @@ def _forget_stdout() -> None:
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done; 1 some of it was refused or not drained; 2 usage, configuration or declaration; "
-    "3 the broker failed; 130 interrupted.",
+    epilog=EXIT_CODES,
 )
 @click.version_option(package_name="tidemill", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Event-driven services that lose nothing.
 
-    \b
-    Without --broker, commands use $TIDEMILL_BROKER, or else sqlite:///tidemill.db
-    in the working directory. NO_COLOR turns colours off.
+    Without --broker, commands use $TIDEMILL_BROKER, or else sqlite:///tidemill.db in the working directory.
+    NO_COLOR turns colours off.
     """
     if os.environ.get("NO_COLOR"):
         ctx.color = False

@@ -17,7 +17,6 @@ from ..ids import new_id
 from ..message import Message, check
 
 _parse_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_NULL = b"null"
 _BYTE = re.compile(r" \(byte (\d+)\)$")
 
 
@@ -46,10 +45,10 @@ class EntryReader:
         """The message in `line`. Raises `Refused` with the reason where there is none."""
         try:
             parts = _parse_object(line)
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise Refused(_malformed(error, line)) from None
         message, declared = self._structured(parts) if "specversion" in parts else self._body(parts, line)
-        message = _keyed(message, declared, "partitionkey" in parts)
+        message = _keyed(message, declared, _given(parts, "partitionkey"))
         if message.correlation_id is None:
             message = msgspec.structs.replace(message, correlation_id=message.id)
         try:
@@ -86,16 +85,12 @@ class EntryReader:
         return str(value)
 
     def _structured(self, parts: dict[str, msgspec.Raw]) -> tuple[Message, EventType]:
-        defaults: dict[str, Callable[[], str]] = {
-            "id": new_id,
-            "source": lambda: self._source,
-            "time": lambda: format_time(time.time_ns()),
-        }
+        defaults = {"id": new_id(), "source": self._source, "time": format_time(time.time_ns())}
         if self._plain is not None:
-            defaults["type"] = lambda name=self._plain.name: name
+            defaults["type"] = self._plain.name
         for attribute, default in defaults.items():
-            if attribute not in parts or bytes(parts[attribute]) == _NULL:
-                parts[attribute] = msgspec.Raw(msgspec.json.encode(default()))
+            if not _given(parts, attribute):
+                parts[attribute] = msgspec.Raw(msgspec.json.encode(default))
         try:
             message = from_structured(msgspec.json.encode(parts), topic=self.topic.name)
         except DecodeError as error:
@@ -116,12 +111,17 @@ class EntryReader:
         return ", ".join(sorted(self._known)) or "none"
 
 
+def _given(parts: dict[str, msgspec.Raw], attribute: str) -> bool:
+    return attribute in parts and bytes(parts[attribute]) != b"null"
+
+
 def _keyed(message: Message, declared: EventType, has_key: bool) -> Message:
     """`message` with its key, having been decoded once, which is what validates it."""
+    decode: Callable[[Message], object] = codec_of(declared.cls).decode
     try:
-        event = codec_of(declared.cls).decode(message)
+        event = decode(message)
     except DecodeError as error:
-        raise Refused(_misfit(error, message)) from None
+        raise Refused(str(error)) from None
     if has_key or declared.topic.key is None:
         return message
     key = declared.key(event)
@@ -129,11 +129,11 @@ def _keyed(message: Message, declared: EventType, has_key: bool) -> Message:
         raise Refused(
             f"its key {declared.topic.key!r} is null, and topic {message.topic!r} is ordered by it."
         )
-    extensions = message.extensions
-    if (
-        message.key is not None and message.key != key
-    ):  # a foreign subject, which is read as the key by default
-        extensions = {**extensions, "subject": message.key}
+    extensions = dict(message.extensions)
+    if message.key is not None:
+        extensions["subject"] = message.key  # a foreign subject, which is read as the key for want of a better one
+    if extensions.get("subject") == key:
+        del extensions["subject"]
     return msgspec.structs.replace(message, key=key, extensions=extensions)
 
 
@@ -148,23 +148,3 @@ def _malformed(error: Exception, line: bytes) -> str:
         return f"malformed JSON: {'the line ends too early' if 'truncated' in text else text}"
     column = len(line[: int(byte[1])].decode("utf-8", "replace")) + 1
     return f"malformed JSON at column {column}: {text[: byte.start()]}"
-
-
-def _misfit(error: DecodeError, message: Message) -> str:
-    """Why a body does not fit its event, with the path of the field."""
-    cause = error.__cause__
-    if cause is None:
-        return str(error)
-    details: Any = getattr(
-        cause, "errors", None
-    )  # pydantic lists every misfit; its text has them on many lines
-    if callable(details):
-        found: Any = details()
-        return f"{message.type!r}: " + "; ".join(
-            f"{one['msg']} - at `$.{'.'.join(map(str, one['loc']))}`" for one in found[:5]
-        )
-    reason = str(cause) or repr(cause)
-    if not isinstance(cause, msgspec.MsgspecError | DecodeError):
-        reason = f"{type(cause).__name__}: {reason}"
-    version = f" version {message.version}" if message.version != 1 else ""
-    return f"{message.type!r}{version}: {reason.splitlines()[0]}"

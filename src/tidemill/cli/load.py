@@ -17,7 +17,7 @@ from ..errors import ConfigurationError, TidemillError
 
 
 def load(target: str, kind: str, fits: Callable[[object], bool]) -> Any:
-    """The object `target` names, if it `fits`; `kind` is what messages call such an object ("Service").
+    """The object `target` names, if it `fits`; `kind` is what messages call such an object ("a Service").
 
     The working directory is searched first, as `python -m` does. Raises `ConfigurationError` where there is no such
     module or attribute, where it is something else, or where the module fails to import; the text then ends in the
@@ -26,7 +26,8 @@ def load(target: str, kind: str, fits: Callable[[object], bool]) -> Any:
     module_name, colon, attribute = target.partition(":")
     if not colon or not module_name or not attribute:
         raise ConfigurationError(
-            f"{target!r} does not name a {kind}. Write module:name, such as {_example(module_name)}:{kind.lower()}."
+            f"{target!r} does not name {kind}. "
+            f"Write module:name, such as {_example(module_name)}:{attribute or 'name'}."
         )
     if module_name.endswith(".py") or os.sep in module_name:
         raise ConfigurationError(
@@ -41,13 +42,11 @@ def load(target: str, kind: str, fits: Callable[[object], bool]) -> Any:
         except AttributeError:
             raise ConfigurationError(
                 f"module {module_name!r} ({getattr(module, '__file__', None)}) has no {attribute!r}. "
-                f"{_what_there_is(module, attribute, kind, fits)}"
+                f"{_what_there_is(module, attribute, fits)}"
             ) from None
     if not fits(found):
         what = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
-        raise ConfigurationError(
-            f"{target} is {what}, not a {kind}. {_what_there_is(module, attribute, kind, fits)}"
-        )
+        raise ConfigurationError(f"{target} is {what}, not {kind}. {_what_there_is(module, attribute, fits)}")
     return found
 
 
@@ -87,12 +86,11 @@ def own_traceback(error: BaseException) -> str:
 
 
 _FOREIGN = tuple(
-    str(Path(place)) + os.sep
-    for place in {
+    f"{place}{os.sep}"
+    for place in (
         *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
         Path(__file__).parents[1],
-    }
-    if place
+    )
 )
 
 
@@ -100,14 +98,14 @@ def _foreign(file: str) -> bool:
     return file.startswith(("<frozen", *_FOREIGN))
 
 
-def _what_there_is(module: ModuleType, attribute: str, kind: str, fits: Callable[[object], bool]) -> str:
+def _what_there_is(module: ModuleType, attribute: str, fits: Callable[[object], bool]) -> str:
     names = [name for name, value in vars(module).items() if not name.startswith("_") and fits(value)]
     if not names:
-        return f"There is no {kind} in that module."
+        return "That module has none."
     near = difflib.get_close_matches(attribute, names, n=1) or (names if len(names) == 1 else [])
     if near:
         return f"Did you mean {module.__name__}:{near[0]}?"
-    return f"There is: {', '.join(sorted(names))}."
+    return f"It has: {', '.join(sorted(names))}."
 
 
 def _example(module_name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,13 +32,19 @@ def broker_option(command: F) -> F:
     )(command)
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's help: lines to copy, not wrapped."""
+    title = "Example" if len(lines) == 1 else "Examples"
+    return "\n".join(("\b", f"{title}:", *(f"  {line}" for line in lines)))
+
+
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's work to its end. Ctrl-C cancels it."""
     return asyncio.run(work)
 
 
 @asynccontextmanager
-async def opened(url: str, *, create: bool = False) -> AsyncIterator[Broker]:
+async def opened(url: str, *, create: bool = False) -> AsyncGenerator[Broker]:
     """The broker at `url`, open. Raises `ConfigurationError` where another process could never see it.
 
     create   whether an embedded broker's file may come into being (default no: looking must leave no trace).

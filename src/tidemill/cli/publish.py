@@ -19,7 +19,7 @@ from ..message import Message
 from .entry import EntryReader, Refused
 from .lines import MAX_LINE, LineSplitter, Reads, TooLong, read_chunks
 from .load import load
-from .options import broker_option, opened, run_async
+from .options import broker_option, examples, opened, run_async
 
 BATCH: Final = 1000
 BATCH_BYTES: Final = 8 * 1024 * 1024
@@ -39,7 +39,13 @@ class Tally(msgspec.Struct):
     valid: int = 0
 
 
-@click.command("publish")
+@click.command(
+    "publish",
+    epilog=examples(
+        "tidemill publish contracts:PaymentConfirmed payments.jsonl",
+        "tidemill tail payments --json | tidemill publish contracts:payments --broker sqlite:///copy.db",
+    ),
+)
 @click.argument("target", metavar="MODULE:EVENT_OR_TOPIC")
 @click.argument("file", required=False, metavar="[FILE]", type=click.Path(path_type=Path, allow_dash=True))
 @broker_option
@@ -67,16 +73,12 @@ def command(
 
     Bad lines are reported with their number and reason; all others are published.
 
-    \b
-    Examples:
-      tidemill publish contracts:PaymentConfirmed payments.jsonl
-      tidemill tail payments --json |
-        tidemill publish contracts:payments --broker sqlite:///copy.db
-
     Exit codes: 0 all published; 1 some lines refused; 2 usage, configuration or declaration; 3 the broker failed,
     and the text says how much is surely stored.
     """
-    found = load(target, "event class or Topic", lambda thing: isinstance(thing, Topic) or is_event(thing))
+    found = load(
+        target, "an event class or a Topic", lambda thing: isinstance(thing, Topic) or is_event(thing)
+    )
     reader = EntryReader(found, source=source, id_field=id_field)
     tally = Tally()
     stream = _open(file)
@@ -106,7 +108,7 @@ def _open(file: Path | None) -> Reads:
     try:
         number = sys.stdin.fileno()
     except (OSError, ValueError):  # a stand-in for stdin without a file descriptor
-        return click.get_binary_stream("stdin")
+        return sys.stdin.buffer
     return open(number, "rb", buffering=0, closefd=False)
 
 
@@ -166,7 +168,7 @@ def _state(tally: Tally, line: int) -> str:
     stored = tally.published + tally.duplicates
     text = f"{stored:,} events are surely stored, all before line {line:,} that were not refused."
     if tally.unknown:
-        text += f" Of {tally.unknown:,} it is not known; repeating them is safe with --id-field or with ids of their own."
+        text += f" Of {tally.unknown:,} it is not known; repeating is safe where lines have ids or --id-field is given."
     return f"{text} Publish from line {line:,} on again once the broker works."
 
 

@@ -1,0 +1,376 @@
+"""`sqlite:///shop.db` — the embedded broker: durable, and shared by the processes of one machine.
+
+Parameters: `?synchronous=full` (the default: a confirmed publish survives a power cut) or `normal` (it survives the
+process, and the last moments before a power cut may be lost), `?namespace=`.
+Beside the file lie `-wal` and `-shm` (SQLite's), `-lock` (one writer at a time) and `-live/` (who is alive).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+
+from ...broker import (
+    DUPLICATE,
+    STORED,
+    BrokerUrl,
+    Capabilities,
+    DeadLettered,
+    Inspection,
+    Receipt,
+    Subscription,
+    TopicSpec,
+    Trace,
+)
+from ...clock import Clock
+from ...errors import BrokerError, BrokerUrlError, ConfigurationError
+from ...message import Message
+from . import inspection
+from .feed import SqliteFeed
+from .file import WriteLock, check_path, connect, prepare, translated
+from .live import Life
+from .retention import EVERY, Retention
+from .rows import SLOTS, to_message, to_row
+from .sql import CHUNK, SQL, insert_events
+from .writer import Job, Writer
+
+T = TypeVar("T")
+
+TICK: Final = 0.008
+"""Seconds between two looks at the file while something waits: the latency another process adds is half of it, and
+an idle process spends less than half a percent of a core on it."""
+
+LOOK_AROUND: Final = 0.5
+"""Seconds between two looks whether the other consumers live."""
+
+_types = msgspec.json.Encoder().encode
+
+
+class SqliteBroker:
+    """See `tidemill.broker.Broker`. Writes go through one thread; reads are short and run on the event loop."""
+
+    capabilities = Capabilities(durability="disk", processes=True, publish_batch=1000)
+
+    def __init__(self, url: BrokerUrl, clock: Clock) -> None:
+        url.refuse_options("synchronous")
+        self.synchronous = url.options.get("synchronous", "full").upper()
+        if self.synchronous not in ("FULL", "NORMAL"):
+            raise BrokerUrlError(f"{url.text}: synchronous is full or normal, not {self.synchronous.lower()!r}.")
+        self.url = url.text
+        self.clock = clock
+        # Three slashes and a relative path, four and an absolute one, as SQLAlchemy has it.
+        self.path = unquote(url.path[1:])
+        self._prefix = f"{url.namespace}/" if url.namespace else ""
+        self.reader: sqlite3.Connection
+        self._lock: WriteLock
+        self._writer: Writer | None = None
+        self._life: Life | None = None
+        self._open = False
+        self._topics: dict[str, int] = {}
+        self._feeds: list[SqliteFeed] = []
+        self._numbers = itertools.count(1)
+        self._spread = random.randrange(SLOTS)
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._version = -1
+        self._looked_around = 0.0
+        self._next_scheduled: int | None = None
+        self._appearing = False
+        self._renewed: dict[str, float] = {}
+        self._purged = time.monotonic()
+        self._retention = Retention(clock.now)
+
+    # ------------------------------------------------------------------ life
+
+    async def open(self) -> None:
+        if self._open:
+            return
+        check_path(self.path)
+        with translated(self.path):
+            self._lock = WriteLock(self.path)
+            prepare(self.path, self._lock)
+            self.reader = connect(self.path)
+            self._topics = {name: number for number, name, _, _ in self.reader.execute(SQL["topics"])}
+        self._writer = Writer(self.path, self._lock, self.synchronous, self._beat)
+        self._writer.start()
+        self._open = True
+
+    async def close(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        for feed in tuple(self._feeds):
+            await feed.close()
+        if self._writer is not None:
+            await self._writer.close()
+            self._writer = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self.poke()
+        with self._lock.held():  # the last connection to close checkpoints
+            self.reader.close()
+        self._lock.close()
+        if self._life is not None:
+            self._life.end()
+
+    async def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `job` in a transaction, together with whatever else waits; returns after the commit."""
+        if self._writer is None:
+            raise BrokerError(f"{self.path} is not open; nothing was stored. Connect again.")
+        result = await self._writer.submit(job)
+        self.poke()
+        return result
+
+    def _beat(self) -> Sequence[Job]:
+        # In the writer's thread: leases are kept and old events removed whatever the event loop is doing.
+        now = time.monotonic()
+        jobs: list[Job] = []
+        for feed in tuple(self._feeds):
+            if now - self._renewed.get(feed.owner, 0.0) >= feed.spec.lease / 3:
+                self._renewed[feed.owner] = now
+                jobs.append(feed.renew)
+        if now - self._purged >= EVERY:
+            self._purged = now
+            jobs.append(self._retention.purge)
+        return jobs
+
+    # --------------------------------------------------------------- waiting
+
+    def tick(self) -> None:
+        """See whether anything changed: cheap enough to be asked a hundred times a second."""
+        try:
+            version = self.reader.execute("pragma data_version").fetchone()[0]
+            if version != self._version:
+                self._version = version
+                self._look()
+                self.poke()
+            now = time.monotonic()
+            if now - self._looked_around >= LOOK_AROUND:
+                self._looked_around = now
+                for feed in self._feeds:
+                    feed.look_around()
+        except sqlite3.Error:
+            self._version = -1  # in the way of a checkpoint or a recovery: look again at the next tick
+        due = self._next_scheduled is not None and self._next_scheduled <= self.clock.now()
+        if due and not self._appearing and self._writer is not None:
+            self._appearing = True
+            self._writer.submit(self._appear).add_done_callback(self._appeared)
+
+    def _look(self) -> None:
+        self._next_scheduled = self.reader.execute(SQL["next_scheduled"]).fetchone()[0]
+        for feed in self._feeds:
+            generation = self.reader.execute(SQL["generation"], (feed.subscription,)).fetchone()[0]
+            if generation != feed.generation:
+                feed.generation = generation
+                feed.stale = True
+
+    def _appear(self, connection: sqlite3.Connection) -> None:
+        now = self.clock.now()
+        connection.execute(SQL["appear"], (now,))
+        connection.execute(SQL["appeared"], (now,))
+
+    def _appeared(self, done: asyncio.Future[None]) -> None:
+        self._appearing = False
+        done.exception()  # a full disk, say: the next tick tries again
+
+    async def news(self, seconds: float) -> None:
+        """Wait until something may have changed, at most `seconds`."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.add(future)
+        if self._timer is None:
+            self._timer = loop.call_later(TICK, self._on_timer)
+        timeout = loop.call_later(seconds, _wake, future)
+        try:
+            await future
+        finally:
+            timeout.cancel()
+            self._waiting.discard(future)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if not self._waiting or not self._open:
+            return
+        self.tick()
+        now = self.clock.now()
+        if any(feed.stale or (feed.next_due is not None and feed.next_due <= now) for feed in self._feeds):
+            self.poke()
+        if self._waiting:
+            self._timer = asyncio.get_running_loop().call_later(TICK, self._on_timer)
+
+    def poke(self) -> None:
+        """Wake everyone who waits for news."""
+        for future in self._waiting:
+            _wake(future)
+        self._waiting.clear()
+
+    # ------------------------------------------------------------ publishing
+
+    async def publish(self, messages: Sequence[Message], *, due: int | None = None) -> list[Receipt]:
+        rows: list[tuple[Any, ...]] = []
+        spread = self._spread
+        for message in messages:
+            topic = self._topics.get(message.topic)
+            if topic is None:
+                topic = await self._add_topic(message.topic)
+            spread += 1
+            rows.append(to_row(message, topic, spread))
+        self._spread = spread
+        if due is not None and due > self.clock.now():
+            receipts = await self.write(partial(_schedule, rows, due))
+            if self._next_scheduled is None or due < self._next_scheduled:
+                self._next_scheduled = due
+            return receipts
+        return await self.write(partial(_append, rows))
+
+    async def _add_topic(self, name: str) -> int:
+        def add(connection: sqlite3.Connection) -> int:
+            connection.execute(SQL["add_topic"], (self._prefix + name, None, 7 * 86400.0))
+            return connection.execute(SQL["find_topic"], (self._prefix + name,)).fetchone()[0]
+
+        self._topics[name] = number = await self.write(add)
+        return number
+
+    # ------------------------------------------------------------- declaring
+
+    async def declare(self, topics: Sequence[TopicSpec], subscriptions: Sequence[Subscription]) -> None:
+        def put(connection: sqlite3.Connection) -> dict[str, int]:
+            for topic in topics:
+                connection.execute(SQL["put_topic"], (self._prefix + topic.name, topic.key, topic.retain))
+            for spec in subscriptions:
+                self._declare(connection, spec)
+            return {name: number for number, name, _, _ in connection.execute(SQL["topics"])}
+
+        found = await self.write(put)
+        strip = len(self._prefix)
+        self._topics = {name[strip:]: number for name, number in found.items() if name.startswith(self._prefix)}
+
+    def _declare(self, connection: sqlite3.Connection, spec: Subscription) -> None:
+        name, topic = self._prefix + spec.name, self._prefix + spec.topic
+        types = None if spec.types is None else _types(spec.types).decode()
+        known = connection.execute(SQL["find_subscription"], (name,)).fetchone()
+        if known is None and spec.renamed_from is not None:
+            known = connection.execute(SQL["find_subscription"], (self._prefix + spec.renamed_from,)).fetchone()
+            if known is not None:
+                connection.execute(SQL["rename_subscription"], (name, known[0]))
+        if known is not None:
+            if known[1] != topic:
+                raise ConfigurationError(
+                    f"subscription {spec.name!r} exists in {self.path} on topic {known[1]!r}, not {topic!r}. Its "
+                    "backlog belongs to that topic: give the handler another name with @service.on(..., name=...)."
+                )
+            connection.execute(SQL["update_subscription"], (types, spec.ordered, known[0]))
+            return
+        connection.execute(SQL["add_topic"], (topic, None, 7 * 86400.0))
+        number = connection.execute(SQL["find_topic"], (topic,)).fetchone()[0]
+        if spec.start == "beginning":
+            first = 0
+        elif spec.start == "now":
+            first = connection.execute(SQL["last_seq"]).fetchone()[0]
+        else:
+            first = connection.execute(SQL["seq_before"], (number, spec.start)).fetchone()[0]
+        parameters = (name, number, types, spec.ordered, first)
+        subscription = connection.execute(SQL["put_subscription"], parameters).lastrowid
+        connection.executemany(SQL["put_slot"], [(subscription, slot, first) for slot in range(SLOTS)])
+
+    async def subscribe(self, subscription: Subscription) -> SqliteFeed:
+        with translated(self.path):
+            if self._life is None:
+                self._life = Life(self.path)
+            found = self.reader.execute(SQL["find_subscription"], (self._prefix + subscription.name,)).fetchone()
+        if found is None:
+            raise ConfigurationError(f"subscription {subscription.name!r} is not declared in {self.path}.")
+        owner = f"{self._life.token}.{next(self._numbers)}"
+        feed = SqliteFeed(self, subscription, found[0], self._topics[subscription.topic], owner)
+        self._renewed[owner] = time.monotonic()
+        await feed.share_out()
+        self._feeds.append(feed)
+        return feed
+
+    def forget(self, feed: SqliteFeed) -> None:
+        """A feed was closed."""
+        if feed in self._feeds:
+            self._feeds.remove(feed)
+        self.poke()
+
+    def is_alive(self, owner: str) -> bool:
+        """Whether the process of a consumer runs."""
+        return self._life is not None and self._life.is_alive(owner.partition(".")[0])
+
+    # --------------------------------------------------------------- looking
+
+    async def inspect(self) -> Inspection:
+        with translated(self.path):
+            return inspection.inspect(self.reader, self._prefix)
+
+    async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
+        with translated(self.path):
+            return inspection.dead_letters(self.reader, self._prefix, subscription)
+
+    async def trace(self, correlation_id: str) -> Trace:
+        with translated(self.path):
+            return inspection.trace(self.reader, self._prefix, correlation_id)
+
+    async def read(self, topic: str, *, since: int | None = None, follow: bool = False) -> AsyncIterator[Message]:
+        seq = 0
+        while True:
+            with translated(self.path):
+                found = self.reader.execute(SQL["find_topic"], (self._prefix + topic,)).fetchone()
+                rows = (
+                    self.reader.execute(SQL["read"], (found[0], seq, since or -(2**62), 200)).fetchall()
+                    if found
+                    else []
+                )
+            for row in rows:
+                seq = row[0]
+                yield to_message(row, topic)
+            if not rows:
+                if not follow:
+                    return
+                await self.news(1.0)
+
+
+def _append(rows: Sequence[tuple[Any, ...]], connection: sqlite3.Connection) -> list[Receipt]:
+    execute = connection.execute
+    before = execute(SQL["last_seq"]).fetchone()[0]
+    inserted = 0
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        inserted += execute(insert_events(len(chunk)), tuple(chain.from_iterable(chunk))).rowcount
+    if inserted == len(rows):
+        return [STORED] * len(rows)
+    return _tell_duplicates(rows, before, connection)
+
+
+def _tell_duplicates(rows: Sequence[tuple[Any, ...]], before: int, connection: sqlite3.Connection) -> list[Receipt]:
+    receipts: list[Receipt] = []
+    seen: set[int] = set()
+    for row in rows:
+        seq = connection.execute(SQL["seq_of"], (row[2], row[3], row[0])).fetchone()[0]
+        receipts.append(DUPLICATE if seq <= before or seq in seen else STORED)
+        seen.add(seq)
+    return receipts
+
+
+def _schedule(rows: Sequence[tuple[Any, ...]], due: int, connection: sqlite3.Connection) -> list[Receipt]:
+    receipts: list[Receipt] = []
+    for row in rows:
+        known = connection.execute(SQL["seq_of"], (row[2], row[3], row[0])).fetchone()
+        stored = known is None and connection.execute(SQL["schedule"], (due, *row)).rowcount
+        receipts.append(STORED if stored else DUPLICATE)
+    return receipts
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,455 @@
+"""One consumer of one subscription: which slots it holds, what it has fetched of them, and what is settled.
+
+Consumers share the slots of a subscription out among themselves. Who holds a slot reads its events without any lock
+and writes only when settling, so fetching costs the other processes nothing, and the events of one key, which are all
+in one slot, are with one consumer at a time. A consumer that comes or goes changes the subscription's `generation`;
+the others see that, and give up or take over slots. A slot is given up once nothing of it is in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from ...broker import Settlement, Subscription
+from ...errors import BrokerError
+from ...message import Delivery
+from ...outcome import RELEASE, Ack, DeadLetter, Release, Retry
+from .file import translated
+from .rows import SLOTS, pack_history, slot_of, to_message, unpack_history
+from .settling import Exceptional, Given, Plan
+from .sql import SQL
+
+if TYPE_CHECKING:
+    from .broker import SqliteBroker
+
+MOST_ROWS: Final = 512
+"""Rows read at once: about a millisecond of the event loop's time."""
+
+SKIPPED: Final = 1000
+"""Events of other types passed by, after which that is recorded, so that a restart does not read them again."""
+
+
+class _Shared(msgspec.Struct):
+    """What sharing out the slots came to."""
+
+    share: int
+    held: dict[int, tuple[int, int]]
+    """slot -> (epoch, position)."""
+    keys: dict[str, int]
+    """Of the slots newly taken: keys with exceptions, and how many."""
+
+
+class SqliteFeed:
+    """See `tidemill.broker.Feed`. Its lease is renewed by the writer's thread, whatever the event loop does."""
+
+    def __init__(self, broker: SqliteBroker, spec: Subscription, subscription: int, topic: int, owner: str) -> None:
+        self.spec = spec
+        self.subscription = subscription
+        self.owner = owner
+        self.lease = round(spec.lease * 1e9)
+        self.generation = -1
+        self.stale = False
+        """Whether consumers or slots changed, so that slots are to be shared out again."""
+        self.next_due: int | None = 0
+        self._broker = broker
+        self._topic = topic
+        self._types = None if spec.types is None else frozenset(spec.types)
+        self._ordered = spec.ordered
+        self._slots: dict[int, int] = {}
+        self._mask = 0
+        self._leaving: dict[int, int] = {}
+        self._frontier = 0
+        self._fetched: dict[int, int] = {}
+        self._open: dict[int, Delivery] = {}
+        self._gaps: set[int] = set()
+        self._extra: dict[int, Delivery] = {}
+        self._blocked: dict[str, int] = {}
+        self._parked: list[Delivery] = []
+        self._skipped = 0
+        self._more = False
+        self._closed = False
+        self._turn = asyncio.Lock()
+
+    # ----------------------------------------------------------------- fetch
+
+    async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait
+        while not self._closed:
+            self._broker.tick()
+            if self.stale:
+                await self.share_out()
+            if self._parked:
+                await self._park()
+            taken = self._read(limit, max_bytes)
+            if taken:
+                return taken
+            if self._parked:
+                continue
+            if self._skipped >= SKIPPED and not self._open:
+                await self._record_skipped()
+            if self._more:
+                await asyncio.sleep(0)
+                continue
+            left = until - loop.time()
+            if left <= 0:
+                break
+            await self._broker.news(left)
+        return []
+
+    def _read(self, limit: int, max_bytes: int) -> list[Delivery]:
+        self._more = False
+        taken: list[Delivery] = []
+        if not self._mask:
+            return taken
+        with translated(self._broker.path):
+            now = self._broker.clock.now()
+            if self.next_due is not None and self.next_due <= now:
+                max_bytes = self._read_exceptions(taken, limit, max_bytes, now)
+            if len(taken) < limit and (max_bytes > 0 or not taken):
+                self._read_log(taken, min(limit - len(taken), MOST_ROWS), max_bytes)
+        return taken
+
+    def _read_exceptions(self, taken: list[Delivery], limit: int, max_bytes: int, now: int) -> int:
+        reader = self._broker.reader
+        # Those in flight are due too, until they are settled: room for them in the limit, then they are passed by.
+        most = limit + len(self._extra) + len(self._gaps)
+        parameters = (self.subscription, now, self._mask, most)
+        rows = reader.execute(SQL["due_exceptions"], parameters)
+        full = False
+        seen = 0
+        for row in rows:
+            seen += 1
+            seq = row[0]
+            if seq in self._extra or seq in self._open:
+                continue
+            size = len(row[6])
+            if len(taken) >= limit or (size > max_bytes and taken):
+                full = True
+                break
+            max_bytes -= size
+            message = to_message(row, self.spec.topic)
+            delivery = Delivery(message, self.spec.name, row[13] + 1, seq, unpack_history(row[14]), row[1])
+            self._extra[seq] = delivery
+            if self._ordered and message.key is not None:
+                self._count_blocked(message.key, -1)
+            taken.append(delivery)
+        rows.close()
+        if full or seen == most:
+            self.next_due = 0
+        else:
+            self.next_due = reader.execute(SQL["next_due"], (self.subscription, now, self._mask)).fetchone()[0]
+        return max_bytes
+
+    def _read_log(self, taken: list[Delivery], limit: int, max_bytes: int) -> None:
+        reader = self._broker.reader
+        end = reader.execute(SQL["last_seq"]).fetchone()[0]
+        if end <= self._frontier:
+            return
+        rows = reader.execute(SQL["next_events"], (self._topic, self._frontier, self._mask, limit))
+        topic, name, types, fetched = self.spec.topic, self.spec.name, self._types, self._fetched
+        opened, ordered = self._open, self._ordered
+        last, seen, cut = self._frontier, 0, False
+        for row in rows:
+            seq = row[0]
+            seen += 1
+            if (fetched and seq <= fetched.get(row[1], 0)) or (types is not None and row[4] not in types):
+                last = seq
+                self._skipped += 1
+                continue
+            size = len(row[6])
+            if size > max_bytes and taken:
+                cut = True
+                break
+            last = seq
+            max_bytes -= size
+            message = to_message(row, topic)
+            delivery = opened[seq] = Delivery(message, name, 1, seq, (), row[1])
+            if ordered and self._blocked and (key := message.key) is not None and key in self._blocked:
+                self._parked.append(delivery)  # an earlier event of its key waits: so does this one
+            else:
+                taken.append(delivery)
+        rows.close()
+        if not cut and seen < limit:
+            last = max(last, end)
+        else:
+            self._more = True
+        self._frontier = last
+        if fetched and last >= max(fetched.values()):
+            self._fetched = {}
+
+    async def _park(self) -> None:
+        parked, self._parked = self._parked, []
+        try:
+            await self._settle([(delivery, RELEASE) for delivery in parked])
+        except BaseException:
+            self._parked = [*parked, *self._parked]
+            raise
+
+    async def _record_skipped(self) -> None:
+        async with self._turn:
+            if not self._open:
+                plan = self._new_plan()
+                plan.advance = self._positions(self._frontier)
+                self._skipped = 0
+                await self._broker.write(plan.run)
+
+    # ---------------------------------------------------------------- settle
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
+        late = await self._settle(settlements)
+        if self._leaving:
+            await self._give_up()
+        return late
+
+    async def _settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
+        # One at a time: a plan is made from what is known of the rows, and known again only after it has run.
+        async with self._turn:
+            plan = self._plan(settlements)
+            if not plan.settled:
+                return plan.late
+            lost = await self._broker.write(plan.run)
+            self._apply(plan)
+            if lost:
+                plan.late += [delivery for delivery in plan.settled if delivery.token in lost]
+                self._drop(lost)
+            return plan.late
+
+    def _new_plan(self) -> Plan:
+        return Plan(self.subscription, self.owner, self._broker.clock.now(), self._slots.copy())
+
+    def _plan(self, settlements: Sequence[Settlement]) -> Plan:
+        plan = self._new_plan()
+        highest = -1
+        done: set[int] = set()
+        opened, extra, gaps = self._open, self._extra, self._gaps
+        settled = plan.settled
+        for delivery, outcome in settlements:
+            seq = delivery.position
+            if opened.get(seq) is delivery:
+                if seq > highest:
+                    highest = seq
+                has_row = seq in gaps
+            elif extra.get(seq) is delivery:
+                has_row = True
+            else:
+                plan.late.append(delivery)
+                continue
+            done.add(seq)
+            settled.append(delivery)
+            if type(outcome) is Ack and not has_row:
+                plan.acked += 1
+            else:
+                self._plan_row(plan, delivery, outcome, has_row)
+        if plan.freed:
+            released = {row.key for row in plan.exceptional}
+            plan.freed = {key for key in plan.freed if key in self._blocked or key in released}
+        if highest >= 0:
+            plan.advance = self._positions(highest)
+            for seq, delivery in opened.items():
+                if seq > highest:
+                    if not self._fetched:
+                        break  # in order, except while a slot is caught up with
+                elif seq not in done and seq not in gaps:
+                    plan.gaps.append((seq, delivery.token, self._key(delivery), 0))
+        return plan
+
+    def _plan_row(self, plan: Plan, delivery: Delivery, outcome: Any, has_row: bool) -> None:
+        seq, slot, key = delivery.position, delivery.token, self._key(delivery)
+        match outcome:
+            case Ack():
+                plan.acked += 1
+                plan.dropped.append((seq, slot))
+                if delivery.attempt > 1:
+                    plan.recovered.append((seq, slot, delivery.attempt, pack_history(delivery.history)))
+            case DeadLetter():
+                history = pack_history(delivery.history)
+                plan.dead.append(Given(seq, slot, outcome.reason, delivery.attempt, history))
+                if has_row:
+                    plan.dropped.append((seq, slot))
+            case Retry():
+                plan.retried += 1
+                due = plan.now + round(outcome.after * 1e9)
+                history = pack_history(delivery.history)
+                plan.exceptional.append(Exceptional(seq, slot, key, delivery.attempt, due, history, False))
+            case Release():
+                history = pack_history(delivery.history)
+                plan.exceptional.append(Exceptional(seq, slot, key, delivery.attempt - 1, 0, history, True))
+        if key is not None and isinstance(outcome, Ack | DeadLetter):
+            plan.freed.add(key)
+
+    def _positions(self, highest: int) -> list[tuple[int, int]]:
+        """How far each slot may be said to be settled, once everything up to `highest` is settled or an exception."""
+        if not self._fetched and not self._leaving:
+            return [(highest, self._mask)]
+        groups: dict[int, int] = {}
+        for slot in self._slots:
+            position = min(highest, self._up_to(slot))
+            groups[position] = groups.get(position, 0) | 1 << slot
+        return list(groups.items())
+
+    def _up_to(self, slot: int) -> int:
+        """What of a slot has been fetched."""
+        if slot in self._leaving:
+            return self._leaving[slot]
+        return max(self._frontier, self._fetched.get(slot, 0))
+
+    def _key(self, delivery: Delivery) -> str | None:
+        return delivery.message.key if self._ordered else None
+
+    def _apply(self, plan: Plan) -> None:
+        for delivery in plan.settled:
+            seq = delivery.position
+            if self._open.pop(seq, None) is None:
+                self._extra.pop(seq, None)
+            self._gaps.discard(seq)
+        self._gaps.update(seq for seq, _, _, _ in plan.gaps)
+        for row in plan.exceptional:
+            if row.key is not None:
+                self._count_blocked(row.key, 1)
+            self._sooner(row.due)
+        if plan.freed and self._blocked:
+            self._sooner(0)
+
+    def _sooner(self, due: int) -> None:
+        if self.next_due is None or due < self.next_due:
+            self.next_due = due
+
+    def _count_blocked(self, key: str, change: int) -> None:
+        count = self._blocked.get(key, 0) + change
+        if count > 0:
+            self._blocked[key] = count
+        else:
+            self._blocked.pop(key, None)
+
+    # ----------------------------------------------------------------- slots
+
+    async def share_out(self) -> None:
+        """Take the slots that are this consumer's share, and begin to leave those that are not."""
+        self.stale = False
+        try:
+            shared: _Shared = await self._broker.write(self._share_out)
+        except BaseException:
+            self.stale = True
+            raise
+        self._drop({slot for slot, epoch in self._slots.items() if shared.held.get(slot, (-1, 0))[0] != epoch})
+        taken = {slot: held for slot, held in shared.held.items() if slot not in self._slots}
+        if taken:
+            self._fetched = {slot: self._up_to(slot) for slot in self._slots if slot not in self._leaving}
+            self._fetched.update({slot: position for slot, (_, position) in taken.items()})
+            self._slots.update({slot: epoch for slot, (epoch, _) in taken.items()})
+            self._frontier = min(self._fetched.values())
+            if self._frontier == max(self._fetched.values()):
+                self._fetched = {}
+            self._blocked.update(shared.keys)
+            self.next_due = 0
+        surplus = len(self._slots) - len(self._leaving) - shared.share
+        staying = sorted(slot for slot in self._slots if slot not in self._leaving)
+        for slot in staying[len(staying) - surplus :] if surplus > 0 else ():
+            self._leaving[slot] = self._up_to(slot)
+        self._set_mask()
+        if self._leaving:
+            await self._give_up()
+
+    def _share_out(self, connection: sqlite3.Connection) -> _Shared:
+        execute = connection.execute
+        now = time.monotonic_ns()
+        owners: dict[str, int] = dict(execute(SQL["owners"], (self.subscription,)).fetchall())
+        changed = self.owner not in owners
+        for owner in [other for other, lease in owners.items() if self._is_gone(other, lease, now)]:
+            execute(SQL["leave"], (self.subscription, owner))
+            execute(SQL["free_slots_of"], (self.subscription, owner))
+            del owners[owner]
+            changed = True
+        owners[self.owner] = now + self.lease
+        execute(SQL["join"], (self.subscription, self.owner, now + self.lease))
+        rank = sorted(owners).index(self.owner)
+        share = SLOTS // len(owners) + (rank < SLOTS % len(owners))
+        mine = len(execute(SQL["my_slots"], (self.subscription, self.owner)).fetchall())
+        free = execute(SQL["unowned_slots"], (self.subscription,)).fetchall()
+        mask = 0
+        for (slot,) in free[: max(0, share - mine)]:
+            execute(SQL["take_slot"], (self.subscription, slot, self.owner))
+            execute(SQL["revive_unordered"], (self.subscription, slot))
+            execute(SQL["revive_ordered"], (self.subscription, slot))
+            mask |= 1 << slot
+        keys = dict(execute(SQL["waiting_keys"], (self.subscription, mask)).fetchall()) if mask else {}
+        if changed or mask:
+            execute(SQL["changed"], (self.subscription,))
+        held = {slot: (epoch, at) for slot, epoch, at in execute(SQL["slots_taken"], (self.subscription, self.owner))}
+        return _Shared(share, held, keys)
+
+    def _is_gone(self, owner: str, lease: int, now: int) -> bool:
+        return owner != self.owner and (lease < now or not self._broker.is_alive(owner))
+
+    def look_around(self) -> None:
+        """See whether another consumer is gone, so that its slots are taken over."""
+        now = time.monotonic_ns()
+        for owner, lease in self._broker.reader.execute(SQL["owners"], (self.subscription,)).fetchall():
+            if self._is_gone(owner, lease, now):
+                self.stale = True
+
+    async def _give_up(self) -> None:
+        """Let go of the slots to leave, as far as nothing of them is in flight."""
+        async with self._turn:
+            busy = {delivery.token for delivery in (*self._open.values(), *self._extra.values())}
+            idle = {slot: position for slot, position in self._leaving.items() if slot not in busy}
+            if not idle:
+                return
+
+            def free(connection: sqlite3.Connection) -> None:
+                for slot, position in idle.items():
+                    connection.execute(SQL["free_slots"], (self.subscription, self.owner, slot, position))
+                connection.execute(SQL["changed"], (self.subscription,))
+
+            await self._broker.write(free)
+            self._drop(set(idle))
+
+    def _drop(self, slots: set[int]) -> None:
+        """Forget slots that are another's now, with all that is in flight of them."""
+        if not slots:
+            return
+        for slot in slots:
+            self._slots.pop(slot, None)
+            self._leaving.pop(slot, None)
+            self._fetched.pop(slot, None)
+        for table in (self._open, self._extra):
+            for seq in [seq for seq, delivery in table.items() if delivery.token in slots]:
+                del table[seq]
+                self._gaps.discard(seq)
+        for key in [key for key in self._blocked if slot_of(key) in slots]:
+            del self._blocked[key]
+        self._set_mask()
+
+    def _set_mask(self) -> None:
+        self._mask = sum(1 << slot for slot in self._slots if slot not in self._leaving)
+
+    def renew(self, connection: sqlite3.Connection) -> None:
+        """Say that this consumer lives. Runs in the writer's thread."""
+        until = time.monotonic_ns() + self.lease
+        if not connection.execute(SQL["renew"], (until, self.subscription, self.owner)).rowcount:
+            self.stale = True  # it was thought dead, and its slots may be another's
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._broker.forget(self)
+
+        def leave(connection: sqlite3.Connection) -> None:
+            connection.execute(SQL["free_slots_of"], (self.subscription, self.owner))
+            connection.execute(SQL["leave"], (self.subscription, self.owner))
+            connection.execute(SQL["changed"], (self.subscription,))
+
+        async with self._turn:
+            try:
+                await self._broker.write(leave)
+            except BrokerError:
+                pass  # the lease ends, or the process does: either frees the slots
+            self._drop(set(self._slots))

@@ -1,0 +1,137 @@
+"""Opening a database file: is it ours, is it safe, and what its errors mean."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...errors import BrokerError, ConfigurationError, NotTidemillStorage, StorageFull
+from .sql import load
+
+APPLICATION_ID = 0x74644D4C  # "tdML", in the file's header (sqlite.org/fileformat.html §1.3.15)
+SCHEMA_VERSION = 1
+WAL_PAGES = 4000
+"""Pages after which the write-ahead log is copied into the database: 16 MiB, four times SQLite's default, as
+checkpoints cost an fsync of their own."""
+
+
+def connect(path: str, *, synchronous: str = "FULL") -> sqlite3.Connection:
+    """A connection in autocommit mode: transactions are begun and ended by name, never behind our back."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    connection.execute("pragma journal_mode = wal")
+    connection.execute(f"pragma synchronous = {synchronous}")
+    connection.execute("pragma cache_size = -32768")
+    connection.execute(f"pragma wal_autocheckpoint = {WAL_PAGES}")
+    return connection
+
+
+class WriteLock:
+    """One writer at a time, first come first served, across all processes that have the file open.
+
+    SQLite alone lets waiting writers poll, up to 100 ms apart. And before 3.51.3 a checkpoint that meets another
+    connection's commit can lose that commit (sqlite.org/wal.html#walresetbug): as both happen under this lock only,
+    they never meet. The kernel releases it when its holder dies.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(f"{path}-lock", os.O_CREAT | os.O_RDWR, 0o644)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock; blocks until it is free."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Release the file."""
+        os.close(self._file)
+
+
+def prepare(path: str, lock: WriteLock) -> None:
+    """Make sure `path` is a Tidemill database of this version; create the tables in a new file.
+
+    Raises `NotTidemillStorage` where the file is something else, `StorageFull` where it cannot be written.
+    """
+    with lock.held(), translated(path):
+        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        try:
+            application = connection.execute("pragma application_id").fetchone()[0]
+            version = connection.execute("pragma user_version").fetchone()[0]
+            tables = connection.execute("select count(*) from sqlite_master").fetchone()[0]
+            if application != APPLICATION_ID and (tables or application or version):
+                raise NotTidemillStorage(
+                    f"{path} is an SQLite database of something else. It was not touched. Give Tidemill a file of its "
+                    "own: sqlite:///another.db"
+                )
+            if version > SCHEMA_VERSION:
+                raise NotTidemillStorage(
+                    f"{path} was written by a newer Tidemill (schema {version}, this one knows {SCHEMA_VERSION}). "
+                    "It was not touched. Upgrade Tidemill here."
+                )
+            if version == 0:
+                connection.execute("pragma journal_mode = wal")
+                connection.executescript(
+                    f"begin immediate;\n{load('schema.sql')}\npragma application_id = {APPLICATION_ID};\n"
+                    f"pragma user_version = {SCHEMA_VERSION};\ncommit;"
+                )
+        finally:
+            connection.close()
+
+
+def check_path(path: str) -> None:
+    """Raise `ConfigurationError` where no database can be at `path`."""
+    if not path:
+        raise ConfigurationError(
+            "the URL names no file. Write sqlite:///shop.db (in the working directory) or sqlite:////var/lib/shop.db."
+        )
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
+        raise ConfigurationError(f"there is no folder {folder}. Create it, or correct the URL sqlite:///{path}.")
+    if Path(path).is_dir():
+        raise ConfigurationError(f"{path} is a folder. Name a file in it: sqlite:///{path.rstrip('/')}/events.db")
+
+
+_NO_ROOM = frozenset(("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM"))
+_DAMAGED = frozenset(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
+def translate(path: str, error: sqlite3.Error | OSError) -> BrokerError:
+    """What an error of the driver means to people."""
+    name = getattr(error, "sqlite_errorname", "") or type(error).__name__
+    base = "_".join(name.split("_")[:2])
+    if isinstance(error, PermissionError) or base in ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM"):
+        return StorageFull(
+            f"{path} cannot be written ({error}). Nothing of this was stored; what was confirmed before is safe. "
+            "Check the permissions of the file and of its folder."
+        )
+    if base in _NO_ROOM or (isinstance(error, OSError) and error.errno == 28):
+        return StorageFull(
+            f"no room left for {path} ({error}). Nothing of this was stored; what was confirmed before is safe. "
+            "Free disk space: consumers and publishers go on by themselves."
+        )
+    if base == "SQLITE_NOTADB":
+        return NotTidemillStorage(
+            f"{path} is not an SQLite database. It was not touched. Give Tidemill a file of its own."
+        )
+    if base in _DAMAGED:
+        return NotTidemillStorage(
+            f"{path} is damaged ({error}). Stop everything that uses it, keep a copy, and look at "
+            f"`sqlite3 {path} '.recover'`."
+        )
+    return BrokerError(f"{path}: {error} ({name}). Nothing of this was stored; it may be tried again.")
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """Raise Tidemill's errors for the driver's."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise translate(path, error) from error

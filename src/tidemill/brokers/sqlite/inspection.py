@@ -1,0 +1,109 @@
+"""Looking without touching: figures, dead letters, and what happened in a flow."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from typing import Any, Literal
+
+import msgspec
+
+from ...broker import DeadLettered, Fate, Inspection, SubscriptionStatus, TopicStatus, Trace
+from .rows import to_message, unpack_history
+from .sql import SQL
+
+_types = msgspec.json.Decoder(tuple[str, ...]).decode
+
+
+def inspect(reader: sqlite3.Connection, prefix: str) -> Inspection:
+    """Every topic and subscription whose name begins with `prefix`."""
+    strip = len(prefix)
+    topics = [
+        TopicStatus(
+            name=name[strip:],
+            key=key,
+            messages=_one(reader, "count_messages", topic),
+            scheduled=_one(reader, "count_scheduled", topic),
+        )
+        for topic, name, key, _ in reader.execute(SQL["topics"]).fetchall()
+        if name.startswith(prefix)
+    ]
+    subscriptions: list[SubscriptionStatus] = []
+    for number, name, topic_name, types, _, _, acked, retried, topic in reader.execute(SQL["subscriptions"]).fetchall():
+        if not name.startswith(prefix):
+            continue
+        waiting, oldest = reader.execute(SQL["backlog"], (number, topic, types)).fetchone()
+        exceptions, retrying, oldest_exception = reader.execute(SQL["exceptions"], (number,)).fetchone()
+        subscriptions.append(
+            SubscriptionStatus(
+                name=name[strip:],
+                topic=topic_name[strip:],
+                types=None if types is None else _types(types),
+                backlog=waiting + exceptions,
+                retrying=retrying or 0,
+                dead=_one(reader, "count_dead", number),
+                oldest=min((at for at in (oldest, oldest_exception) if at is not None), default=None),
+                consumers=_one(reader, "count_consumers", number, time.monotonic_ns()),
+                acked=acked,
+                retried=retried,
+            )
+        )
+    return Inspection(sorted(topics, key=lambda topic: topic.name), subscriptions)
+
+
+def dead_letters(reader: sqlite3.Connection, prefix: str, subscription: str | None) -> list[DeadLettered]:
+    """The dead letters kept, oldest first."""
+    strip = len(prefix)
+    return [
+        DeadLettered(
+            subscription=row[13][strip:],
+            message=to_message(row, row[14][strip:]),
+            reason=row[15],
+            attempts=row[16],
+            at=row[17],
+            history=unpack_history(row[18]),
+        )
+        for row in reader.execute(SQL["dead_letters"]).fetchall()
+        if row[13].startswith(prefix) and subscription in (None, row[13][strip:])
+    ]
+
+
+def trace(reader: sqlite3.Connection, prefix: str, correlation_id: str) -> Trace:
+    """The messages of a flow and what every subscription did with them."""
+    strip = len(prefix)
+    rows = [row for row in reader.execute(SQL["flow"], (correlation_id,)).fetchall() if row[14].startswith(prefix)]
+    subscriptions = reader.execute(SQL["subscriptions"]).fetchall()
+    fates: list[Fate] = []
+    for row in rows:
+        for number, name, _, types, _, first, _, _, topic in subscriptions:
+            wanted = types is None or row[4] in _types(types)
+            if topic == row[13] and wanted and row[0] > first:
+                fates.append(_fate(reader, number, name[strip:], row))
+    return Trace([to_message(row, row[14][strip:]) for row in rows], fates)
+
+
+def _fate(reader: sqlite3.Connection, subscription: int, name: str, row: tuple[Any, ...]) -> Fate:
+    seq, slot, message = row[0], row[1], row[2]
+    attempts, history, reason = 1, None, ""
+    state: Literal["pending", "retrying", "acked", "dead"]
+    if dead := reader.execute(SQL["fate_dead"], (subscription, seq)).fetchone():
+        state, (attempts, history, reason) = "dead", dead
+    elif waiting := reader.execute(SQL["fate_exception"], (subscription, seq)).fetchone():
+        failed, history = waiting
+        state, attempts = ("retrying" if failed else "pending"), failed + 1
+    elif recovered := reader.execute(SQL["fate_recovered"], (subscription, seq)).fetchone():
+        state, (attempts, history) = "acked", recovered
+    else:
+        state = "acked" if seq <= _one(reader, "position_of", subscription, slot) else "pending"
+    return Fate(
+        subscription=name,
+        message_id=message,
+        state=state,
+        attempts=attempts,
+        history=unpack_history(history),
+        reason=reason,
+    )
+
+
+def _one(reader: sqlite3.Connection, statement: str, *parameters: object) -> int:
+    return reader.execute(SQL[statement], parameters).fetchone()[0]

@@ -1,0 +1,251 @@
+-- Every statement the adapter runs, by name. Parameters are positional.
+
+-- name: next_events
+-- What follows a position in a topic, of the slots in a bit mask. Columns as `rows.to_message` takes them.
+select seq, slot, id, source, type, time, body, version, key, correlation, causation, content_type, extensions
+from tidemill_log
+where topic = ?1 and seq > ?2 and (?3 >> slot) & 1
+order by seq limit ?4
+
+-- name: due_exceptions
+select l.seq, l.slot, l.id, l.source, l.type, l.time, l.body, l.version, l.key, l.correlation, l.causation,
+       l.content_type, l.extensions, x.attempts, x.history
+from tidemill_exception x join tidemill_log l on l.seq = x.seq
+where x.subscription = ?1 and x.due <= ?2 and (?3 >> x.slot) & 1
+order by x.seq limit ?4
+
+-- name: next_due
+select min(due) from tidemill_exception
+where subscription = ?1 and due is not null and due > ?2 and (?3 >> slot) & 1
+
+-- name: waiting_keys
+select key, count(*) from tidemill_exception
+where subscription = ?1 and key is not null and (?2 >> slot) & 1 group by key
+
+-- name: next_scheduled
+select min(due) from tidemill_scheduled
+
+-- name: generation
+select generation from tidemill_subscription where id = ?
+
+-- name: find_topic
+select id from tidemill_topic where name = ?
+
+-- name: add_topic
+insert into tidemill_topic (name, key, retain) values (?, ?, ?) on conflict do nothing
+
+-- name: find_subscription
+select s.id, t.name from tidemill_subscription s join tidemill_topic t on t.id = s.topic where s.name = ?
+
+-- name: owners
+select owner, lease from tidemill_consumer where subscription = ?
+
+-- name: my_slots
+select slot, epoch from tidemill_slot where subscription = ?1 and owner = ?2
+
+-- name: advance
+-- Everything of these slots up to a position is settled or an exception.
+update tidemill_slot set position = ?1
+where subscription = ?2 and owner = ?3 and position < ?1 and (?4 >> slot) & 1
+
+-- name: count_settled
+update tidemill_subscription set acked = acked + ?, retried = retried + ? where id = ?
+
+-- name: put_exception
+insert into tidemill_exception (subscription, seq, slot, key, attempts, due, history) values (?, ?, ?, ?, ?, ?, ?)
+on conflict (subscription, seq) do update
+set attempts = excluded.attempts, due = excluded.due, history = excluded.history
+
+-- name: put_gap
+-- An event that still runs while a later one is settled. Never over what is known of it already.
+insert into tidemill_exception (subscription, seq, slot, key, attempts, due, history)
+values (?, ?, ?, ?, ?, null, null) on conflict do nothing
+
+-- name: put_released
+-- A released event waits where an earlier one of its key is an exception: it is let go when that one is settled.
+insert into tidemill_exception (subscription, seq, slot, key, attempts, due, history)
+values (?1, ?2, ?3, ?4, ?5,
+        case when exists (select 1 from tidemill_exception
+                          where subscription = ?1 and key = ?4 and seq < ?2) then null else ?6 end, ?7)
+on conflict (subscription, seq) do update
+set attempts = excluded.attempts, due = excluded.due, history = excluded.history
+
+-- name: drop_exception
+delete from tidemill_exception where subscription = ? and seq = ?
+
+-- name: let_go
+-- The next events of a key, unless one of them is to be retried first.
+update tidemill_exception set due = 0
+where subscription = ?1 and key = ?2 and due is null
+  and seq in (select seq from tidemill_exception where subscription = ?1 and key = ?2 order by seq limit 64)
+  and not exists (select 1 from tidemill_exception e where e.subscription = ?1 and e.key = ?2
+                  and e.seq < tidemill_exception.seq and e.due > ?3)
+
+-- name: put_recovered
+insert or replace into tidemill_recovered (subscription, seq, attempts, history) values (?, ?, ?, ?)
+
+-- name: put_dead_letter
+insert or replace into tidemill_dead_letter
+    (subscription, seq, id, source, type, version, time, key, correlation, causation, content_type, extensions, body,
+     reason, attempts, at, history)
+select ?1, seq, id, source, type, version, time, key, correlation, causation, content_type, extensions, body,
+       ?3, ?4, ?5, ?6
+from tidemill_log where seq = ?2
+
+-- name: join
+insert into tidemill_consumer (subscription, owner, lease) values (?, ?, ?)
+on conflict (subscription, owner) do update set lease = excluded.lease
+
+-- name: renew
+update tidemill_consumer set lease = ? where subscription = ? and owner = ?
+
+-- name: leave
+delete from tidemill_consumer where subscription = ? and owner = ?
+
+-- name: free_slots_of
+update tidemill_slot set owner = null where subscription = ? and owner = ?
+
+-- name: free_slots
+update tidemill_slot set owner = null, position = max(position, ?4)
+where subscription = ?1 and owner = ?2 and slot = ?3
+
+-- name: unowned_slots
+select slot from tidemill_slot where subscription = ?1 and owner is null order by slot
+
+-- name: take_slot
+update tidemill_slot set owner = ?3, epoch = epoch + 1 where subscription = ?1 and slot = ?2 and owner is null
+
+-- name: slots_taken
+select slot, epoch, position from tidemill_slot where subscription = ?1 and owner = ?2
+
+-- name: revive_unordered
+-- Whatever the slot's last owner was running when it went is due.
+update tidemill_exception set due = 0 where subscription = ?1 and slot = ?2 and due is null and key is null
+
+-- name: revive_ordered
+-- Of each key only its first event: the others wait behind it.
+update tidemill_exception set due = 0
+where subscription = ?1 and slot = ?2 and due is null and key is not null
+  and not exists (select 1 from tidemill_exception e where e.subscription = ?1 and e.key = tidemill_exception.key
+                  and e.seq < tidemill_exception.seq)
+
+-- name: changed
+update tidemill_subscription set generation = generation + 1 where id = ?
+
+-- name: last_seq
+select coalesce(max(seq), 0) from tidemill_log
+
+-- name: seq_of
+select seq from tidemill_log where id = ? and source = ? and topic = ?
+
+-- name: schedule
+insert into tidemill_scheduled (due, topic, slot, id, source, type, version, time, key, correlation, causation,
+                                content_type, extensions, body)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing
+
+-- name: appear
+insert into tidemill_log (topic, slot, id, source, type, version, time, key, correlation, causation, content_type,
+                          extensions, body)
+select topic, slot, id, source, type, version, time, key, correlation, causation, content_type, extensions, body
+from tidemill_scheduled where due <= ? order by due, n limit 1000
+on conflict do nothing
+
+-- name: appeared
+delete from tidemill_scheduled where n in (
+    select n from tidemill_scheduled where due <= ? order by due, n limit 1000)
+
+-- name: topics
+select id, name, key, retain from tidemill_topic
+
+-- name: put_topic
+insert into tidemill_topic (name, key, retain) values (?, ?, ?)
+on conflict (name) do update set key = excluded.key, retain = excluded.retain
+
+-- name: subscriptions
+select s.id, s.name, t.name, s.types, s.ordered, s.first, s.acked, s.retried, s.topic
+from tidemill_subscription s join tidemill_topic t on t.id = s.topic order by s.name
+
+-- name: put_subscription
+insert into tidemill_subscription (name, topic, types, ordered, first) values (?, ?, ?, ?, ?)
+
+-- name: put_slot
+insert into tidemill_slot (subscription, slot, position) values (?, ?, ?)
+
+-- name: update_subscription
+update tidemill_subscription set types = ?, ordered = ? where id = ?
+
+-- name: rename_subscription
+update tidemill_subscription set name = ? where id = ?
+
+-- name: seq_before
+-- The last event of a topic before the first one of a time or later.
+select coalesce((select min(seq) - 1 from tidemill_log where topic = ?1 and time >= ?2),
+                (select max(seq) from tidemill_log), 0)
+
+-- name: count_messages
+select count(*) from tidemill_log where topic = ?
+
+-- name: count_scheduled
+select count(*) from tidemill_scheduled where topic = ?
+
+-- name: backlog
+-- Events after their slot's position that the subscription wants: how many, and since when.
+select count(*), min(l.time)
+from tidemill_log l join tidemill_slot s on s.subscription = ?1 and s.slot = l.slot
+where l.topic = ?2 and l.seq > (select min(position) from tidemill_slot where subscription = ?1)
+  and l.seq > s.position and (?3 is null or l.type in (select value from json_each(?3)))
+
+-- name: exceptions
+select count(*), sum(x.attempts > 0), min(l.time)
+from tidemill_exception x join tidemill_log l on l.seq = x.seq where x.subscription = ?
+
+-- name: count_dead
+select count(*) from tidemill_dead_letter where subscription = ?
+
+-- name: count_consumers
+select count(*) from tidemill_consumer where subscription = ? and lease > ?
+
+-- name: dead_letters
+select d.seq, 0, d.id, d.source, d.type, d.time, d.body, d.version, d.key, d.correlation, d.causation, d.content_type,
+       d.extensions, s.name, t.name, d.reason, d.attempts, d.at, d.history
+from tidemill_dead_letter d join tidemill_subscription s on s.id = d.subscription
+     join tidemill_topic t on t.id = s.topic
+order by d.n
+
+-- name: read
+select seq, slot, id, source, type, time, body, version, key, correlation, causation, content_type, extensions
+from tidemill_log where topic = ?1 and seq > ?2 and time >= ?3 order by seq limit ?4
+
+-- name: flow
+select l.seq, l.slot, l.id, l.source, l.type, l.time, l.body, l.version, l.key, l.correlation, l.causation,
+       l.content_type, l.extensions, l.topic, t.name
+from tidemill_log l join tidemill_topic t on t.id = l.topic
+where l.correlation = ?1 or (l.id = ?1) order by l.seq
+
+-- name: fate_exception
+select attempts, history from tidemill_exception where subscription = ? and seq = ?
+
+-- name: fate_dead
+select attempts, history, reason from tidemill_dead_letter where subscription = ? and seq = ?
+
+-- name: fate_recovered
+select attempts, history from tidemill_recovered where subscription = ? and seq = ?
+
+-- name: position_of
+select position from tidemill_slot where subscription = ? and slot = ?
+
+-- name: old_events
+-- The next few events of a topic, and whether every subscription has settled them.
+select l.seq, l.time,
+       not exists (select 1 from tidemill_subscription s join tidemill_slot p on p.subscription = s.id
+                   where s.topic = ?1 and p.slot = l.slot and p.position < l.seq)
+       and not exists (select 1 from tidemill_subscription s join tidemill_exception x on x.subscription = s.id
+                       where s.topic = ?1 and x.seq = l.seq)
+from tidemill_log l where l.topic = ?1 and l.seq > ?2 order by l.seq limit 500
+
+-- name: purge
+-- The log's last event always stays: the next seq is counted from it, and positions must never run ahead.
+delete from tidemill_log where seq = ? and seq < (select max(seq) from tidemill_log)
+
+-- name: purge_recovered
+delete from tidemill_recovered where seq = ?

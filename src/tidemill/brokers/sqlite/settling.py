@@ -1,0 +1,111 @@
+"""Settling a batch: what it means for the tables, planned first, then run in one transaction.
+
+In order it is one update: the slots' position moves to the last event settled. An event that still runs before that
+position becomes an exception (a gap), and so does one that is to be retried or is given back.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import msgspec
+
+from ...message import Delivery
+from .sql import SQL
+
+
+class Exceptional(msgspec.Struct):
+    """A row of the exceptions to be written."""
+
+    seq: int
+    slot: int
+    key: str | None
+    attempts: int
+    due: int
+    history: bytes | None
+    released: bool
+
+
+class Given(msgspec.Struct):
+    """A dead letter to be written."""
+
+    seq: int
+    slot: int
+    reason: str
+    attempts: int
+    history: bytes | None
+
+
+class Plan(msgspec.Struct):
+    """What one batch of settlements changes."""
+
+    subscription: int
+    owner: str
+    now: int
+    slots: dict[int, int]
+    """The slots held, with their epochs: what another consumer has taken since is left alone."""
+    settled: list[Delivery] = []
+    late: list[Delivery] = []
+    gaps: list[tuple[int, int, str | None, int]] = []
+    """(seq, slot, key, attempts) of what still runs."""
+    dropped: list[tuple[int, int]] = []
+    """(seq, slot) of exceptions that are settled."""
+    recovered: list[tuple[int, int, int, bytes | None]] = []
+    """(seq, slot, attempts, history) of what took more than one attempt."""
+    exceptional: list[Exceptional] = []
+    dead: list[Given] = []
+    advance: list[tuple[int, int]] = []
+    """(position, mask of slots)."""
+    freed: set[str] = set()
+    """Keys whose waiting events may go on."""
+    acked: int = 0
+    retried: int = 0
+
+    def run(self, connection: sqlite3.Connection) -> set[int]:
+        """Write it all. Returns the slots that are held no longer; nothing of those is written."""
+        execute = connection.execute
+        subscription, owner = self.subscription, self.owner
+        held: dict[int, int] = dict(execute(SQL["my_slots"], (subscription, owner)).fetchall())
+        lost = {slot for slot, epoch in self.slots.items() if held.get(slot) != epoch} if held != self.slots else set()
+        for seq, slot, key, attempts in self.gaps:
+            if slot not in lost:
+                execute(SQL["put_gap"], (subscription, seq, slot, key, attempts))
+        for letter in self.dead:
+            if letter.slot not in lost:
+                execute(
+                    SQL["put_dead_letter"],
+                    (subscription, letter.seq, letter.reason, letter.attempts, self.now, letter.history),
+                )
+        for seq, slot, attempts, history in self.recovered:
+            if slot not in lost:
+                execute(SQL["put_recovered"], (subscription, seq, attempts, history))
+        for seq, slot in self.dropped:
+            if slot not in lost:
+                execute(SQL["drop_exception"], (subscription, seq))
+        # In order of position: a released event must find the earlier ones of its key.
+        for row in sorted(self.exceptional, key=_position):
+            if row.slot not in lost:
+                values: tuple[Any, ...] = (
+                    subscription,
+                    row.seq,
+                    row.slot,
+                    row.key,
+                    row.attempts,
+                    row.due,
+                    row.history,
+                )
+                execute(SQL["put_released"] if row.released else SQL["put_exception"], values)
+        for position, mask in self.advance:
+            for slot in lost:
+                mask &= ~(1 << slot)
+            execute(SQL["advance"], (position, subscription, owner, mask))
+        for key in self.freed:
+            execute(SQL["let_go"], (subscription, key, self.now))
+        if self.acked or self.retried:
+            execute(SQL["count_settled"], (self.acked, self.retried, subscription))
+        return lost
+
+
+def _position(row: Exceptional) -> int:
+    return row.seq

@@ -1,0 +1,136 @@
+"""One thread that writes: whatever is waiting when the last commit is done goes into the next, so that many
+publishes and settlements share one fsync, and a slow disk never stops the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from ...errors import BrokerError, TidemillError
+from .file import WriteLock, connect, translate
+
+T = TypeVar("T")
+Job: TypeAlias = Callable[[sqlite3.Connection], Any]
+
+BEAT = 0.5
+"""Seconds between two beats: when the thread, on its own, renews leases and looks after the file."""
+
+MOST_JOBS = 256
+"""Jobs in one transaction, so that no commit makes the others wait for long."""
+
+
+class Unconfirmed(Exception):
+    """The commit itself failed: whether it took effect is not known."""
+
+
+class Writer:
+    """Runs jobs in transactions, in the order they were submitted. A job that fails takes no other one along."""
+
+    def __init__(self, path: str, lock: WriteLock, synchronous: str, beat: Callable[[], Sequence[Job]]) -> None:
+        self._path = path
+        self._lock = lock
+        self._synchronous = synchronous
+        self._beat = beat
+        self._loop = asyncio.get_running_loop()
+        self._jobs: deque[tuple[Job, asyncio.Future[Any] | None]] = deque()
+        self._wanted = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="tidemill-sqlite-writer", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def submit(self, job: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """Have `job` run in a transaction; the future is done after the commit.
+
+        It fails with `BrokerError` if nothing was stored, with `Unconfirmed` if that is not known.
+        """
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self._closing:
+            future.set_exception(BrokerError(f"{self._path} is closed; nothing was stored"))
+            return future
+        self._jobs.append((job, future))
+        if not self._wanted.is_set():
+            self._wanted.set()
+        return future
+
+    async def close(self) -> None:
+        """Finish what was submitted, then end the thread."""
+        if not self._closing:
+            self._closing = True
+            self._wanted.set()
+            await self._loop.run_in_executor(None, self._thread.join, 10.0)
+
+    def _run(self) -> None:
+        connection: sqlite3.Connection | None = None
+        beaten = 0.0
+        while True:
+            self._wanted.wait(BEAT)
+            self._wanted.clear()
+            if time.monotonic() - beaten >= BEAT and not self._closing:
+                beaten = time.monotonic()
+                self._jobs.extend((job, None) for job in self._beat())
+            while self._jobs:
+                batch = [self._jobs.popleft() for _ in range(min(len(self._jobs), MOST_JOBS))]
+                try:
+                    if connection is None:
+                        connection = connect(self._path, synchronous=self._synchronous)
+                except (sqlite3.Error, OSError) as error:
+                    answers: list[Any] = [translate(self._path, error)] * len(batch)
+                else:
+                    answers = self._commit(connection, [job for job, _ in batch])
+                waiting = [(future, answer) for (_, future), answer in zip(batch, answers, strict=True) if future]
+                if waiting:
+                    try:
+                        self._loop.call_soon_threadsafe(_answer, waiting)
+                    except RuntimeError:
+                        pass  # the loop is gone, and with it whoever waited
+            if self._closing and not self._jobs:
+                break
+        if connection is not None:
+            with self._lock.held():  # the last connection to close checkpoints
+                connection.close()
+
+    def _commit(self, connection: sqlite3.Connection, jobs: list[Job]) -> list[Any]:
+        """Run jobs in one transaction; where that fails, each in its own. An answer each, or an exception."""
+        try:
+            with self._lock.held():
+                connection.execute("begin immediate")
+                answers = [job(connection) for job in jobs]
+                try:
+                    connection.execute("commit")
+                except sqlite3.Error:
+                    if not connection.in_transaction:
+                        raise Unconfirmed(f"{self._path}: the commit failed and may have taken effect") from None
+                    raise
+            return answers
+        except BaseException as error:
+            if connection.in_transaction:
+                try:
+                    connection.execute("rollback")
+                except sqlite3.Error:
+                    pass  # SQLite has rolled back by itself, as it does when the disk is full
+            if len(jobs) > 1 and not isinstance(error, Unconfirmed):
+                return [answer for job in jobs for answer in self._commit(connection, [job])]
+            if isinstance(error, sqlite3.Error | OSError):
+                error = translate(self._path, error)
+            elif not isinstance(error, TidemillError | Unconfirmed):
+                error = BrokerError(f"{self._path}: {type(error).__name__}: {error}")
+            return [error] * len(jobs)
+
+
+def _answer(waiting: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, answer in waiting:
+        if future.done():
+            continue
+        if isinstance(answer, BaseException):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)

@@ -1,0 +1,173 @@
+"""What happened while a mill ran: every publish and every settled delivery, in order, with the time by its clock."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from ..broker import (
+    Broker,
+    Capabilities,
+    DeadLettered,
+    Feed,
+    Inspection,
+    Receipt,
+    Settlement,
+    Status,
+    Subscription,
+    TopicSpec,
+    Trace,
+)
+from ..clock import Clock
+from ..context import current
+from ..message import Delivery, Failure, Message
+from ..outcome import Outcome, Release
+
+Run: TypeAlias = tuple[str, str, str, int]
+"""One attempt: subscription, the message's source and id, and its number."""
+
+
+def run_of(delivery: Delivery) -> Run:
+    """Which attempt a delivery is."""
+    return delivery.subscription, delivery.message.source, delivery.message.id, delivery.attempt
+
+
+class Published(msgspec.Struct, frozen=True, kw_only=True):
+    """One message that somebody published."""
+
+    at: int
+    message: Message
+    due: int | None
+    """When it appears on its topic, where that is later."""
+    duplicate: bool
+    """It was there already, so nobody gets it again."""
+    cause: Run | None
+    """The attempt that published it; None where none did."""
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One delivery that was settled."""
+
+    at: int
+    message: Message
+    subscription: str
+    number: int
+    outcome: Outcome
+    history: tuple[Failure, ...]
+    late: bool
+    """The lease was lost before, so the outcome did not count."""
+
+
+class Record:
+    """Everything published and settled so far."""
+
+    def __init__(self) -> None:
+        self.published: list[Published] = []
+        self.attempts: list[Attempt] = []
+        self.steps = 0
+        """Grows with everything that services do: whoever sees it stand still knows that they do."""
+        self.ended = False
+        self._known: set[tuple[str, str, str]] = set()
+
+    def add_published(
+        self, messages: Sequence[Message], due: int | None, receipts: list[Receipt], at: int
+    ) -> None:
+        self.steps += 1
+        delivery = current.get()
+        cause = None if delivery is None else run_of(delivery)
+        for message, receipt in zip(messages, receipts, strict=True):
+            if not receipt.ok:
+                continue
+            identity = (message.topic, message.source, message.id)
+            duplicate = receipt.status is Status.DUPLICATE or identity in self._known
+            self._known.add(identity)
+            self.published.append(
+                Published(at=at, message=message, due=due, duplicate=duplicate, cause=cause)
+            )
+
+    def add_settled(self, settlements: Sequence[Settlement], late: list[Delivery], at: int) -> None:
+        self.steps += 1
+        for delivery, outcome in settlements:
+            if self.ended and isinstance(outcome, Release):
+                continue  # given back because the test is over, which says nothing about the services
+            self.attempts.append(
+                Attempt(
+                    at=at,
+                    message=delivery.message,
+                    subscription=delivery.subscription,
+                    number=delivery.attempt,
+                    outcome=outcome,
+                    history=delivery.history,
+                    late=any(delivery is one for one in late),
+                )
+            )
+
+
+class RecordingBroker:
+    """A broker that keeps a record. See `tidemill.broker.Broker`."""
+
+    def __init__(self, broker: Broker, record: Record, clock: Clock) -> None:
+        self._broker = broker
+        self._record = record
+        self._clock = clock
+
+    @property
+    def url(self) -> str:
+        return self._broker.url
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._broker.capabilities
+
+    async def open(self) -> None:
+        await self._broker.open()
+
+    async def close(self) -> None:
+        await self._broker.close()
+
+    async def declare(self, topics: Sequence[TopicSpec], subscriptions: Sequence[Subscription]) -> None:
+        await self._broker.declare(topics, subscriptions)
+
+    async def publish(self, messages: Sequence[Message], *, due: int | None = None) -> list[Receipt]:
+        at = self._clock.now()
+        receipts = await self._broker.publish(messages, due=due)
+        self._record.add_published(messages, due if due is not None and due > at else None, receipts, at)
+        return receipts
+
+    async def subscribe(self, subscription: Subscription) -> Feed:
+        return _RecordingFeed(await self._broker.subscribe(subscription), self._record, self._clock)
+
+    async def inspect(self) -> Inspection:
+        return await self._broker.inspect()
+
+    async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
+        return await self._broker.dead_letters(subscription)
+
+    def read(self, topic: str, *, since: int | None = None, follow: bool = False) -> AsyncIterator[Message]:
+        return self._broker.read(topic, since=since, follow=follow)
+
+    async def trace(self, correlation_id: str) -> Trace:
+        return await self._broker.trace(correlation_id)
+
+
+class _RecordingFeed:
+    def __init__(self, feed: Feed, record: Record, clock: Clock) -> None:
+        self._feed = feed
+        self._record = record
+        self._clock = clock
+
+    async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
+        deliveries = await self._feed.fetch(limit, wait, max_bytes)
+        if deliveries:
+            self._record.steps += 1
+        return deliveries
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
+        late = await self._feed.settle(settlements)
+        self._record.add_settled(settlements, late, self._clock.now())
+        return late
+
+    async def close(self) -> None:
+        await self._feed.close()
