@@ -92,6 +92,7 @@ class Consumer:
         self._room: asyncio.Future[None] | None = None
         self._quiet: asyncio.Future[None] | None = None
         self._watchdog: Timer | None = None
+        self._watched = 0
         self._stopping = False
         self._force = asyncio.Event()
         self._workers: set[asyncio.Task[None]] = set()
@@ -294,7 +295,8 @@ class Consumer:
         self, running: _Running, coroutine: Coroutine[Any, Any, Outcome], variables: Variables, waiting_for: Any
     ) -> Outcome:
         self._running[id(running.delivery)] = running
-        if running.deadline is not None and self._watchdog is None:
+        # While a cancelled handler is given time to end, the watchdog sleeps longer than a new one may take.
+        if running.deadline is not None and (self._watchdog is None or running.deadline < self._watched):
             self._watch(running.deadline)
         self._wake_worker()
         try:
@@ -310,12 +312,12 @@ class Consumer:
         """Run the pipeline once. Total: whatever it returns or raises becomes an outcome."""
         current.set(delivery)
         try:
-            outcome = await self._handle(delivery)
+            outcome: object = await self._handle(delivery)
         except asyncio.CancelledError as error:
             return self._cancelled(delivery, error)
         except BaseException as error:
             return self._failed(delivery, error)
-        if isinstance(outcome, Ack | Retry | DeadLetter | Release):
+        if outcome is ACK or isinstance(outcome, Ack | Retry | DeadLetter | Release):
             return outcome
         return self._failed(delivery, TypeError(f"a middleware returned {outcome!r}, which is no outcome"))
 
@@ -383,6 +385,9 @@ class Consumer:
     # -------------------------------------------------------------- watchdog
 
     def _watch(self, deadline: int) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._watched = deadline
         self._watchdog = self._clock.call_later(max(0, deadline - self._clock.now()) / 1e9, self._check_deadlines)
 
     def _check_deadlines(self) -> None:

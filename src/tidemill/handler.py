@@ -72,7 +72,7 @@ class HandlerSpec:
         function = self._callable()
         if self.raw:
             return _raw_step(function)
-        decoders = {event_type(cls).name: codec_of(cls).decode for cls in self.classes()}
+        decoders: dict[str, Callable[[Message], Any]] = {event_type(cls).name: codec_of(cls).decode for cls in self.classes()}
         foreign = self.events is None
 
         async def step(delivery: Delivery) -> Outcome:

@@ -114,7 +114,7 @@ def check(message: Message) -> Message:
         text = message.id + message.source + message.type
         if key is not None:
             text += key
-        if flow is not message.id:  # it is for the first event of a flow
+        if flow is not message.id or message.causation_id is not None:  # else it is the first event of a flow
             text = f"{text}{flow}{message.causation_id}"
     except TypeError:
         text = "\0"

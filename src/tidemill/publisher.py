@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import cast
 
-from .broker import Broker, Receipt, Status, TopicSpec
+from .broker import STORED, Broker, Receipt, Status, TopicSpec
 from .errors import BrokerError, PublishError
 from .event import Topic
 from .message import Message, check
@@ -16,6 +17,10 @@ After that it is not known whether the messages are stored."""
 
 MAX_BATCH = 1000
 """Most messages in one batch, and so in one transaction of a SQL broker."""
+
+
+IN_FLIGHT = 2
+"""Batches under way at once: while one is written, the callers of the other encode their next events."""
 
 
 class Publisher:
@@ -29,9 +34,12 @@ class Publisher:
         self._broker = broker
         # Where batches gain nothing a message goes straight through: no future, no turn of the loop.
         self._direct = broker.capabilities.publish_batch <= 1
-        self._limit = min(MAX_BATCH, max(1, broker.capabilities.publish_batch))
+        self._limit = min(MAX_BATCH, max(1, broker.capabilities.publish_batch)) // IN_FLIGHT
         self._waiting: list[tuple[Message, asyncio.Future[Receipt]]] = []
-        self._sender: asyncio.Task[None] | None = None
+        self.topics: set[str] = set()
+        """The topics declared so far."""
+        self._declaring = asyncio.Lock()
+        self._senders: set[asyncio.Task[None]] = set()
 
     async def publish(self, message: Message, due: int | None = None) -> Receipt:
         """Store one message; with `due` (nanoseconds since 1970) it appears on its topic then.
@@ -44,16 +52,19 @@ class Publisher:
         else:
             confirmed = asyncio.get_running_loop().create_future()
             self._waiting.append((message, confirmed))
-            if self._sender is None:
-                self._sender = asyncio.create_task(self._send_waiting())
+            if len(self._senders) < IN_FLIGHT:
+                self._senders.add(asyncio.create_task(self._send_waiting()))
             receipt = await confirmed
-        if not receipt.ok:
+        if receipt is not STORED and not receipt.ok:
             raise _error([(message, receipt)], 1)
         return receipt
 
     async def declare(self, topic: Topic) -> None:
-        """Create the topic on the broker if it is missing."""
-        await self._broker.declare([TopicSpec(topic.name, topic.key, topic.retain.total_seconds())], [])
+        """Create the topic on the broker if it is missing; once, however many callers publish to it first."""
+        async with self._declaring:
+            if topic.name not in self.topics:
+                await self._broker.declare([TopicSpec(topic.name, topic.key, topic.retain.total_seconds())], [])
+                self.topics.add(topic.name)
 
     async def publish_many(self, messages: Sequence[Message], due: int | None = None) -> list[Receipt]:
         """Store many messages, in order; the fast way for one caller.
@@ -72,24 +83,24 @@ class Publisher:
 
     async def close(self) -> None:
         """Wait until everything that callers are waiting for is confirmed or refused."""
-        while self._sender is not None:
-            await asyncio.wait([self._sender])
+        while self._senders:
+            await asyncio.wait(tuple(self._senders))
 
     async def _send_waiting(self) -> None:
         try:
             while self._waiting:
                 batch = self._waiting[: self._limit]
                 del self._waiting[: self._limit]
-                receipts = await self._send([message for message, _ in batch], None)
-                for (_, confirmed), receipt in zip(batch, receipts, strict=True):
-                    if not confirmed.done():
-                        confirmed.set_result(receipt)
+                receipts = [Receipt(Status.UNKNOWN, "publishing was stopped")] * len(batch)
+                try:
+                    receipts = await self._send([message for message, _ in batch], None)
+                finally:  # nobody waits for ever, even if this task is cancelled
+                    for (_, confirmed), receipt in zip(batch, receipts, strict=True):
+                        if not confirmed.done():
+                            confirmed.set_result(receipt)
         finally:
-            self._sender = None
-            for _, confirmed in self._waiting:  # only where this task was cancelled: nobody may wait for ever
-                if not confirmed.done():
-                    confirmed.set_result(Receipt(Status.NOT_STORED, "publishing was stopped"))
-            self._waiting.clear()
+            # In the same turn that found nothing waiting: whoever comes next must see that there is a sender less.
+            self._senders.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _send(self, messages: Sequence[Message], due: int | None) -> list[Receipt]:
         try:

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .broker import DEFAULT_URL, Broker, connect
 from .clock import Clock, SystemClock
@@ -33,7 +33,7 @@ class Runtime:
     """Services running on one broker in this process."""
 
     def __init__(
-        self, services: Sequence[Service], broker: Broker, clock: Clock | None = None, *, consume: bool = True
+        self, services: Sequence[Service[Any]], broker: Broker, clock: Clock | None = None, *, consume: bool = True
     ) -> None:
         self.services = list(services)
         self.broker = broker
@@ -102,7 +102,7 @@ class Runtime:
 
 
 async def run_until_signal(
-    services: Sequence[Service],
+    services: Sequence[Service[Any]],
     url: str | None = None,
     *,
     grace: float = GRACE,
@@ -147,7 +147,7 @@ def open_broker(broker: str | Broker | None, clock: Clock) -> Broker:
     return connect(broker or default_url(), clock) if isinstance(broker, str | None) else broker
 
 
-def _refuse_shared_names(services: Sequence[Service], specs: Sequence[HandlerSpec]) -> None:
+def _refuse_shared_names(services: Sequence[Service[Any]], specs: Sequence[HandlerSpec]) -> None:
     seen: set[str] = set()
     for service in services:
         if service.name in seen:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from types import UnionType
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 from .broker import Broker, Subscription
 from .clock import Clock, SystemClock
@@ -26,10 +26,23 @@ A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
-E = TypeVar("E", contravariant=True)
+E = TypeVar("E")
 Result = TypeVar("Result")
 
 _DEFAULT_RETRY = RetryPolicy()
+
+
+class HandlerOptions(TypedDict, total=False):
+    """The keyword arguments of `Service.on`, which says what they mean."""
+
+    name: str | None
+    retry: RetryPolicy
+    timeout: float | timedelta | None
+    concurrency: int
+    ordered: bool | None
+    start: Literal["now", "beginning"] | datetime
+    renamed_from: str | None
+    use: Iterable[Middleware]
 
 
 class Declare(Protocol[E]):
@@ -50,11 +63,14 @@ class Service(Generic[R]):
                yields.
     """
 
-    def __init__(self, name: str, *, resources: Callable[[], AbstractAsyncContextManager[R]] | None = None) -> None:
+    @overload
+    def __init__(self: Service[None], name: str, *, resources: None = None) -> None: ...
+    @overload
+    def __init__(self, name: str, *, resources: Callable[[], AbstractAsyncContextManager[R]]) -> None: ...
+    def __init__(self, name: str, *, resources: Callable[[], AbstractAsyncContextManager[Any]] | None = None) -> None:
         check_name("a service", name)
         self.name = name
         self.handlers: list[HandlerSpec] = []
-        self._topics: dict[str, Topic] = {}
         self._open_resources = resources
         self._resources: R | None = None
         self._publisher: Publisher | None = None
@@ -73,32 +89,21 @@ class Service(Generic[R]):
     # -------------------------------------------------------------- handlers
 
     @overload
-    def on(self, topic: Topic, /, **options: Any) -> Declare[Any]: ...
+    def on(self, topic: Topic, /, **options: Unpack[HandlerOptions]) -> Declare[Any]: ...
+    @overload
+    def on(self, event: type[A], /, **options: Unpack[HandlerOptions]) -> Declare[A]: ...
+    @overload
+    def on(self, first: type[A], second: type[B], /, **options: Unpack[HandlerOptions]) -> Declare[A | B]: ...
     @overload
     def on(
-        self,
-        event: type[A],
-        /,
-        *,
-        name: str | None = None,
-        retry: RetryPolicy = _DEFAULT_RETRY,
-        timeout: float | timedelta | None = 60.0,
-        concurrency: int = 16,
-        ordered: bool | None = None,
-        start: Literal["now", "beginning"] | datetime = "now",
-        renamed_from: str | None = None,
-        use: Iterable[Middleware] = (),
-    ) -> Declare[A]: ...
-    @overload
-    def on(self, first: type[A], second: type[B], /, **options: Any) -> Declare[A | B]: ...
-    @overload
-    def on(self, first: type[A], second: type[B], third: type[C], /, **options: Any) -> Declare[A | B | C]: ...
+        self, first: type[A], second: type[B], third: type[C], /, **options: Unpack[HandlerOptions]
+    ) -> Declare[A | B | C]: ...
     @overload
     def on(
-        self, first: type[A], second: type[B], third: type[C], fourth: type[D], /, **options: Any
+        self, first: type[A], second: type[B], third: type[C], fourth: type[D], /, **options: Unpack[HandlerOptions]
     ) -> Declare[A | B | C | D]: ...
     @overload
-    def on(self, union: UnionType, /, **options: Any) -> Declare[Any]: ...
+    def on(self, union: UnionType, /, **options: Unpack[HandlerOptions]) -> Declare[Any]: ...
     def on(
         self,
         *events: Any,
@@ -177,7 +182,6 @@ class Service(Generic[R]):
                 use=tuple(use),
             )
             self.handlers.append(spec)
-            self._topics[topic.name] = topic
             return function
 
         return declare
@@ -218,8 +222,8 @@ class Service(Generic[R]):
             id=id,
             extensions=None if headers is None else dict(headers),
         )
-        if message.topic not in self._topics:
-            await self._declare(publisher, event)
+        if message.topic not in publisher.topics:
+            await publisher.declare(event_type(type(event)).topic)
         await publisher.publish(message, None if delay is None and at is None else self._due(delay, at))
         return message
 
@@ -239,16 +243,11 @@ class Service(Generic[R]):
         messages: list[Message] = []
         for event in events:
             message = to_message(event, source=self.name, time=now, cause=cause)
-            if message.topic not in self._topics:
-                await self._declare(publisher, event)
+            if message.topic not in publisher.topics:
+                await publisher.declare(event_type(type(event)).topic)
             messages.append(message)
         await publisher.publish_many(messages, None if delay is None and at is None else self._due(delay, at))
         return messages
-
-    async def _declare(self, publisher: Publisher, event: object) -> None:
-        topic = event_type(type(event)).topic
-        await publisher.declare(topic)
-        self._topics[topic.name] = topic
 
     def _due(self, delay: float | timedelta | None, at: datetime | None) -> int:
         if at is not None:
@@ -314,8 +313,6 @@ class Service(Generic[R]):
                 "make a second one, or stop the first."
             )
         resources = self._open_resources() if self._open_resources is not None else nullcontext(cast(R, None))
-        for topic in self._topics.values():
-            await publisher.declare(topic)  # those published to in an earlier run, maybe on another broker
         self._publisher = publisher
         self._clock = clock
         try:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from heapq import heappop, heappush
+from itertools import count
+
+import msgspec
 
 from ..broker import (
     DUPLICATE,
@@ -45,10 +49,12 @@ def connect(url: BrokerUrl, clock: Clock) -> MemoryBroker:
 class _Topic:
     """What was published to one topic, as far as it is kept."""
 
-    def __init__(self, spec: TopicSpec) -> None:
+    def __init__(self, spec: TopicSpec, now: Callable[[], int]) -> None:
         self.spec = spec
+        self.now = now
         self.position = 0
-        self.kept: OrderedDict[tuple[str, str], tuple[int, Message]] = OrderedDict()
+        # (source, id) -> position, when it was published, message
+        self.kept: OrderedDict[tuple[str, str], tuple[int, int, Message]] = OrderedDict()
         self.bytes = 0
         self.scheduled = 0
         self.subscriptions: list[_Backlog] = []
@@ -60,13 +66,15 @@ class _Topic:
         if identity in kept:
             return DUPLICATE
         self.position = position = self.position + 1
-        kept[identity] = (position, message)
+        kept[identity] = (position, self.now(), message)
         self.bytes += len(message.body)
         while len(kept) > KEPT_MESSAGES or self.bytes > KEPT_BYTES:
-            self.bytes -= len(kept.popitem(last=False)[1][1].body)
+            self.bytes -= len(kept.popitem(last=False)[1][2].body)
         for subscription in self.subscriptions:
-            if subscription.wants(message):
-                subscription.add(Delivery(message, subscription.name, 1, position))
+            if subscription.types is None or message.type in subscription.types:
+                subscription.ready.append(Delivery(message, subscription.name, 1, position))
+                if subscription.waiters:
+                    subscription.wake()
         for reader in self.readers:
             reader.set()
         return STORED
@@ -112,6 +120,14 @@ class _Backlog:
         if self.waiters:
             self.wake()
 
+    def rename(self, name: str) -> None:
+        self.name = name
+        for delivery in self.open():
+            delivery.subscription = name
+        self.dead = [msgspec.structs.replace(letter, subscription=name) for letter in self.dead]
+        for identity, fate in self.fates.items():
+            self.fates[identity] = msgspec.structs.replace(fate, subscription=name)
+
     def wake(self) -> None:
         while self.waiters:
             waiter = self.waiters.popleft()
@@ -133,7 +149,7 @@ class _Backlog:
                 state = self.keys.get(key)
                 if state is None:
                     state = self.keys[key] = _Key(feed)
-                elif state.retrying or state.holder is not feed:
+                elif state.retrying or state.waiting or state.holder is not feed:
                     state.waiting.append(delivery)
                     continue
                 state.in_flight += 1
@@ -241,11 +257,10 @@ class _Backlog:
             return known
         for delivery in self.open():
             if delivery.position == position:
-                state = "retrying" if delivery.history else "pending"
                 return Fate(
                     subscription=self.name,
                     message_id=message.id,
-                    state=state,
+                    state="retrying" if delivery.history else "pending",
                     attempts=delivery.attempt,
                     history=delivery.history,
                 )
@@ -304,6 +319,8 @@ class MemoryBroker:
         self.clock = clock
         self._topics: dict[str, _Topic] = {}
         self._subscriptions: dict[str, _Backlog] = {}
+        self._scheduled: list[tuple[int, int, Message]] = []
+        self._serial = count()
         self._closed = False
         self._progress: list[asyncio.Future[None]] = []
 
@@ -321,7 +338,7 @@ class MemoryBroker:
             known = self._subscriptions.get(spec.name)
             if known is None and spec.renamed_from in self._subscriptions:
                 known = self._subscriptions[spec.name] = self._subscriptions.pop(spec.renamed_from)
-                known.name = spec.name
+                known.rename(spec.name)
             if known is not None:
                 if known.spec.topic != spec.topic:
                     raise ConfigurationError(
@@ -341,7 +358,7 @@ class MemoryBroker:
         if spec.start == "now":
             return
         since = 0 if spec.start == "beginning" else spec.start
-        past = [(position, message) for position, message in topic.kept.values() if message.time >= since]
+        past = [(position, message) for position, stored, message in topic.kept.values() if stored >= since]
         if past:
             backlog.first = past[0][0] - 1
         for position, message in past:
@@ -351,7 +368,7 @@ class MemoryBroker:
     def _topic(self, name: str) -> _Topic:
         found = self._topics.get(name)
         if found is None:
-            found = self._topics[name] = _Topic(TopicSpec(name))
+            found = self._topics[name] = _Topic(TopicSpec(name), self.clock.now)
         return found
 
     async def publish(self, messages: Sequence[Message], *, due: int | None = None) -> list[Receipt]:
@@ -359,16 +376,23 @@ class MemoryBroker:
             raise BrokerError("this memory: broker is closed; nothing was stored")
         if due is not None and due > (now := self.clock.now()):
             for message in messages:
-                topic = self._topic(message.topic)
-                topic.scheduled += 1
-                self.clock.call_later((due - now) / 1e9, partial(self._appear, topic, message))
+                self._topic(message.topic).scheduled += 1
+                heappush(self._scheduled, (due, next(self._serial), message))
+            self.clock.call_later((due - now) / 1e9, partial(self._appear, due))
             return [STORED] * len(messages)
         topics = self._topics
+        if len(messages) == 1:
+            message = messages[0]
+            return [(topics.get(message.topic) or self._topic(message.topic)).append(message)]
         return [(topics.get(message.topic) or self._topic(message.topic)).append(message) for message in messages]
 
-    def _appear(self, topic: _Topic, message: Message) -> None:
-        topic.scheduled -= 1
-        topic.append(message)
+    def _appear(self, due: int) -> None:
+        # From one heap, not from a timer each: timers are not exact, and events due at once keep their order.
+        while self._scheduled and self._scheduled[0][0] <= due:
+            message = heappop(self._scheduled)[2]
+            topic = self._topic(message.topic)
+            topic.scheduled -= 1
+            topic.append(message)
         self.progressed()
 
     async def subscribe(self, subscription: Subscription) -> MemoryFeed:
@@ -393,13 +417,17 @@ class MemoryBroker:
                     backlog=len(waiting),
                     retrying=sum(1 for delivery in waiting if delivery.history),
                     dead=len(backlog.dead),
-                    oldest=min((delivery.message.time for delivery in waiting), default=None),
+                    oldest=min((self._stored(delivery.message) for delivery in waiting), default=None),
                     consumers=len(backlog.feeds),
                     acked=backlog.acked,
                     retried=backlog.retried,
                 )
             )
         return Inspection(topics, subscriptions)
+
+    def _stored(self, message: Message) -> int:
+        kept = self._topics[message.topic].kept.get((message.source, message.id))
+        return message.time if kept is None else kept[1]
 
     async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
         found = [
@@ -418,10 +446,10 @@ class MemoryBroker:
         try:
             while True:
                 news.clear()
-                for position, message in tuple(found.kept.values()):
+                for position, stored, message in tuple(found.kept.values()):
                     if position > seen:
                         seen = position
-                        if since is None or message.time >= since:
+                        if since is None or stored >= since:
                             yield message
                 if not follow:
                     return
@@ -433,7 +461,7 @@ class MemoryBroker:
         flow = [
             (topic, position, message)
             for topic in self._topics.values()
-            for position, message in topic.kept.values()
+            for position, _, message in topic.kept.values()
             if correlation_id in (message.correlation_id, message.id)
         ]
         flow.sort(key=lambda found: (found[2].time, found[2].id))

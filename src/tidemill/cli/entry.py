@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -117,9 +116,8 @@ def _given(parts: dict[str, msgspec.Raw], attribute: str) -> bool:
 
 def _keyed(message: Message, declared: EventType, has_key: bool) -> Message:
     """`message` with its key, having been decoded once, which is what validates it."""
-    decode: Callable[[Message], object] = codec_of(declared.cls).decode
     try:
-        event = decode(message)
+        event = codec_of(cast("type[object]", declared.cls)).decode(message)
     except DecodeError as error:
         raise Refused(str(error)) from None
     if has_key or declared.topic.key is None:
@@ -131,7 +129,9 @@ def _keyed(message: Message, declared: EventType, has_key: bool) -> Message:
         )
     extensions = dict(message.extensions)
     if message.key is not None:
-        extensions["subject"] = message.key  # a foreign subject, which is read as the key for want of a better one
+        extensions["subject"] = (
+            message.key
+        )  # a foreign subject, which is read as the key for want of a better one
     if extensions.get("subject") == key:
         del extensions["subject"]
     return msgspec.structs.replace(message, key=key, extensions=extensions)

@@ -11,7 +11,8 @@ from typing import Final, Protocol
 MAX_LINE: Final = 4 * 1024 * 1024
 """Longest line, in bytes: 4 MiB. A body has at most 1 MiB; escapes, base64 and attributes fit into the rest."""
 
-CHUNK: Final = 256 * 1024
+CHUNK: Final = 1024 * 1024
+"""Most bytes read at once, and so about the largest batch of lines."""
 
 
 class Reads(Protocol):
@@ -76,7 +77,7 @@ class LineSplitter:
 
 
 async def read_chunks(stream: Reads) -> AsyncIterator[bytes]:
-    """What `stream` has, as it comes, without blocking the event loop; at most two chunks ahead.
+    """What `stream` has, as it comes, without blocking the event loop; at most three chunks ahead.
 
     The reading thread is a daemon, as a read from a pipe that stays silent cannot be cancelled: Ctrl-C must not
     wait for it.
@@ -84,21 +85,28 @@ async def read_chunks(stream: Reads) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[bytes | OSError] = asyncio.Queue()
     room = threading.Semaphore(2)
+    wanted = True
 
     def read() -> None:
         found: bytes | OSError = b"-"
-        while found and not isinstance(found, OSError):
-            room.acquire()
+        while wanted and found and not isinstance(found, OSError):
             try:
                 found = stream.read(CHUNK) or b""
+            except ValueError:  # it was closed, as nothing of it is wanted any more
+                return
             except OSError as error:
                 found = error
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(arrived.put_nowait, found)
+            room.acquire()
 
     threading.Thread(target=read, name="tidemill-read", daemon=True).start()
-    while found := await arrived.get():
-        if isinstance(found, OSError):
-            raise found
-        yield found
+    try:
+        while found := await arrived.get():
+            if isinstance(found, OSError):
+                raise found
+            room.release()
+            yield found
+    finally:
+        wanted = False
         room.release()

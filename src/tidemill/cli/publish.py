@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import click
 import msgspec
@@ -22,10 +22,18 @@ from .load import load
 from .options import broker_option, examples, opened, run_async
 
 BATCH: Final = 1000
-BATCH_BYTES: Final = 8 * 1024 * 1024
+"""Most messages in one `publish`. Their bytes are bounded too, by what one chunk of input can end."""
 
 Batch: TypeAlias = list[tuple[int, Message]]
 """Messages, each with the number of its line."""
+
+
+class Input(Reads, Protocol):
+    """What is read from, and closed in the end."""
+
+    def close(self) -> None:
+        """Take no more from it."""
+        ...
 
 
 class Tally(msgspec.Struct):
@@ -91,6 +99,8 @@ def command(
         code = 3
     except KeyboardInterrupt:
         pass
+    finally:
+        stream.close()
     if as_json:
         click.echo(msgspec.json.encode(tally))
     else:
@@ -98,7 +108,7 @@ def command(
     click.get_current_context().exit(code)
 
 
-def _open(file: Path | None) -> Reads:
+def _open(file: Path | None) -> Input:
     """The input without a buffer around it: what is there is read at once, and a thread may be left reading."""
     if file is not None and str(file) != "-":
         try:
@@ -131,7 +141,7 @@ async def _publish(reader: EntryReader, stream: Reads, url: str, tally: Tally) -
                 receipts = await broker.publish([message for _, message in batch])
             except BrokerError as error:
                 tally.not_stored += len(batch)
-                raise type(error)(f"{error}\n{_state(tally, batch[0][0])}") from error
+                raise type(error)(f"{error}\n{_state(tally, batch[0][0], scattered=False)}") from error
             except asyncio.CancelledError:
                 tally.unknown += len(batch)
                 raise
@@ -161,15 +171,22 @@ def _count(batch: Batch, receipts: Sequence[Receipt], tally: Tally) -> None:
                 _report(number, f"perhaps stored: {receipt.error}")
         first = first or number
     if first:
-        raise BrokerError(_state(tally, first))
+        raise BrokerError(_state(tally, first, scattered=True))
 
 
-def _state(tally: Tally, line: int) -> str:
+def _state(tally: Tally, line: int, *, scattered: bool) -> str:
+    """What is true after a failure at `line`, beyond which some may be stored too where it is `scattered`."""
     stored = tally.published + tally.duplicates
-    text = f"{stored:,} events are surely stored, all before line {line:,} that were not refused."
-    if tally.unknown:
-        text += f" Of {tally.unknown:,} it is not known; repeating is safe where lines have ids or --id-field is given."
-    return f"{text} Publish from line {line:,} on again once the broker works."
+    text = (
+        f"{stored:,} {'event is' if stored == 1 else 'events are'} surely stored, "
+        f"among them all before line {line:,} that were not refused. "
+        f"Publish from line {line:,} on again once the broker works"
+    )
+    if scattered:
+        return (
+            f"{text}; what is stored already is not stored twice where lines have ids or --id-field is given."
+        )
+    return f"{text}."
 
 
 async def _batches(reader: EntryReader, stream: Reads, tally: Tally) -> AsyncIterator[Batch]:
@@ -184,7 +201,6 @@ async def _batches(reader: EntryReader, stream: Reads, tally: Tally) -> AsyncIte
 
 def _cut(reader: EntryReader, lines: Iterator[tuple[int, bytes | TooLong]], tally: Tally) -> Iterator[Batch]:
     batch: Batch = []
-    size = 0
     for number, line in lines:
         try:
             if isinstance(line, TooLong):
@@ -195,10 +211,9 @@ def _cut(reader: EntryReader, lines: Iterator[tuple[int, bytes | TooLong]], tall
             _report(number, str(refusal))
             continue
         batch.append((number, message))
-        size += len(message.body)
-        if len(batch) == BATCH or size >= BATCH_BYTES:
+        if len(batch) == BATCH:
             yield batch
-            batch, size = [], 0
+            batch = []
     if batch:
         yield batch
 

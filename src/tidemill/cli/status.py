@@ -14,7 +14,7 @@ from ..broker import Broker, Inspection
 from .options import broker_option, examples, opened, run_async
 from .output import age, heading, table, visible, warn_if
 
-REFRESH: Final = 2.0
+REFRESH: Final = 1.0
 """Seconds between two looks of `--watch`."""
 
 
@@ -24,7 +24,7 @@ REFRESH: Final = 2.0
 )
 @broker_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--watch", is_flag=True, help=f"Look again every {REFRESH:g} seconds until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Look again every second until Ctrl-C.")
 def command(broker: str, as_json: bool, watch: bool) -> None:
     """Show the topics there are and how far each subscription is.
 

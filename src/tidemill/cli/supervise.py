@@ -18,8 +18,8 @@ LONGEST_DELAY: Final = 30.0
 STEADY: Final = 60.0
 """Seconds after which a worker that dies counts as having worked: its next start is soon again."""
 
-MARGIN: Final = 10.0
-"""Seconds beyond the grace that a worker may take to cancel, settle and close before it is killed."""
+MARGIN: Final = 20.0
+"""Seconds beyond the grace before a worker is killed: a little more than it gives itself."""
 
 DRAINED: Final = (0, -signal.SIGTERM, -signal.SIGINT)
 """How a worker ends that was told to: a signal ends it where it had not begun to consume."""
@@ -96,7 +96,12 @@ class Supervisor:
         first = True
         while not self._stopping.is_set():
             started = time.monotonic()
-            process = await self._start(number)
+            try:
+                process = await self._start(number)
+            except OSError as error:  # no memory or no process to be had: others may need this one's patience
+                failures += 1
+                await self._pause(f"worker {number} cannot be started ({error})", failures)
+                continue
             if self._stopping.is_set():
                 self._drain(number)
             code = await process.wait()
@@ -115,15 +120,17 @@ class Supervisor:
                 return
             first = False
             failures = 1 if time.monotonic() - started > STEADY else failures + 1
-            await self._pause(number, process.pid, code, failures)
+            what = f"worker {number} (process {process.pid}) {_how(code)}"
+            await self._pause(what, None if self._reloading and code == _CONFIGURATION else failures)
 
-    async def _pause(self, number: int, pid: int, code: int, failures: int) -> None:
-        if self._reloading and code == _CONFIGURATION:
+    async def _pause(self, what: str, failures: int | None) -> None:
+        """Wait for the next start: after so many failures, or with None until a file changes."""
+        if failures is None:
             self._say("waiting for a change")
             timeout = None
         else:
             timeout = delay(failures)
-            self._say(f"worker {number} (process {pid}) {_how(code)}; starting another in {timeout:.1f} s")
+            self._say(f"{what}; starting another in {timeout:.1f} s")
         waits = [asyncio.create_task(event.wait()) for event in (self._stopping, self._changed)]
         await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:

@@ -22,8 +22,9 @@ from .load import load
 from .log import configure
 from .options import run_async
 
-MARGIN = 5.0
-"""Seconds beyond the grace that closing the broker may take before a worker without a supervisor ends hard."""
+MARGIN = 15.0
+"""Seconds beyond the grace before a worker without a supervisor ends hard: a handler that does not end when it is
+cancelled is abandoned after 10, and closing takes a moment."""
 
 
 def run_services(targets: Sequence[str], url: str, grace: float, as_json: bool, worker: int | None) -> None:

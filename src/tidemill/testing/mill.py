@@ -22,7 +22,7 @@ from ..publisher import Publisher
 from ..runtime import Runtime
 from ..service import Service
 from .clock import VirtualClock
-from .record import Record, RecordingBroker, Run, run_of
+from .record import Record, RecordingBroker
 from .report import unsettled
 from .story import cut, tell
 
@@ -101,8 +101,8 @@ class Mill:
         self._record = record
         self._publisher = Publisher(runtime.broker)
         self._topics = {spec.topic.name for spec in self._specs}
-        self._hanging: set[Run] = set()
-        self._working: dict[Run, str] = {}
+        self._hanging: list[Delivery] = []
+        self._left: list[Delivery] = []
 
     def __repr__(self) -> str:
         return f"<Mill of {', '.join(self._services)} at {self.now}>"
@@ -228,13 +228,13 @@ class Mill:
                 return
             if time.monotonic() >= deadline:
                 raise self._not_settled(within, begun)
-            working = {run_of(delivery) for delivery, _ in self._at_work()}
             if self._record.steps != steps:
                 continue
-            if working and working <= self._hanging:
+            working = [delivery for delivery, _ in self._at_work()]
+            if working and all(any(delivery is one for one in self._hanging) for delivery in working):
                 return  # they had their time already
             if not await self._progress(patience):
-                self._hanging |= working
+                self._hanging = working
                 return
 
     async def _turns(self) -> None:
@@ -302,9 +302,12 @@ class Mill:
             event_type(cls).name: codec_of(cls).decode for spec in specs for cls in spec.classes()
         }
         return [
-            attempt.message if raw else decoders[attempt.message.type](attempt.message)
+            message if raw else decoders[message.type](message)
             for attempt in self._record.attempts
-            if attempt.subscription in names and isinstance(attempt.outcome, Ack) and not attempt.late
+            if isinstance(attempt.outcome, Ack)
+            and not attempt.late
+            and attempt.delivery.subscription in names
+            for message in (attempt.delivery.message,)
         ]
 
     def dead_letters(self, subscription: str | Callable[..., object] | None = None) -> list[DeadLettered]:
@@ -317,17 +320,17 @@ class Mill:
         )
         return [
             DeadLettered(
-                subscription=attempt.subscription,
-                message=attempt.message,
+                subscription=delivery.subscription,
+                message=delivery.message,
                 reason=attempt.outcome.reason,
-                attempts=attempt.number,
+                attempts=delivery.attempt,
                 at=attempt.at,
-                history=attempt.history,
+                history=delivery.history,
             )
             for attempt in self._record.attempts
-            if isinstance(attempt.outcome, DeadLetter)
-            and not attempt.late
-            and (names is None or attempt.subscription in names)
+            if isinstance(attempt.outcome, DeadLetter) and not attempt.late
+            for delivery in (attempt.delivery,)
+            if names is None or delivery.subscription in names
         ]
 
     def story(self) -> str:
@@ -335,16 +338,14 @@ class Mill:
         return tell(
             self._record,
             [spec.subscription for spec in self._specs],
-            self._working or {run_of(delivery): "is running" for delivery, _ in self._at_work()},
+            self._left or [delivery for delivery, _ in self._at_work()],
             self._clock.now(),
             self._clock.start,
         )
 
     def end(self) -> None:
         """Note what is still at work: from here on the services are only being stopped."""
-        self._working = {
-            run_of(delivery): "was running when the test ended" for delivery, _ in self._at_work()
-        }
+        self._left = [delivery for delivery, _ in self._at_work()]
         self._record.ended = True
 
     def _named(self, subscription: str | Callable[..., object]) -> list[HandlerSpec]:

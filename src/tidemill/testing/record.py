@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import TypeAlias
 
 import msgspec
 
@@ -22,16 +21,8 @@ from ..broker import (
 )
 from ..clock import Clock
 from ..context import current
-from ..message import Delivery, Failure, Message
+from ..message import Delivery, Message
 from ..outcome import Outcome, Release
-
-Run: TypeAlias = tuple[str, str, str, int]
-"""One attempt: subscription, the message's source and id, and its number."""
-
-
-def run_of(delivery: Delivery) -> Run:
-    """Which attempt a delivery is."""
-    return delivery.subscription, delivery.message.source, delivery.message.id, delivery.attempt
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +34,7 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
     """When it appears on its topic, where that is later."""
     duplicate: bool
     """It was there already, so nobody gets it again."""
-    cause: Run | None
+    cause: Delivery | None
     """The attempt that published it; None where none did."""
 
 
@@ -51,11 +42,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One delivery that was settled."""
 
     at: int
-    message: Message
-    subscription: str
-    number: int
+    delivery: Delivery
+    """The very object that was delivered: another delivery of the message is another attempt."""
     outcome: Outcome
-    history: tuple[Failure, ...]
     late: bool
     """The lease was lost before, so the outcome did not count."""
 
@@ -75,8 +64,7 @@ class Record:
         self, messages: Sequence[Message], due: int | None, receipts: list[Receipt], at: int
     ) -> None:
         self.steps += 1
-        delivery = current.get()
-        cause = None if delivery is None else run_of(delivery)
+        cause = current.get()
         for message, receipt in zip(messages, receipts, strict=True):
             if not receipt.ok:
                 continue
@@ -95,11 +83,8 @@ class Record:
             self.attempts.append(
                 Attempt(
                     at=at,
-                    message=delivery.message,
-                    subscription=delivery.subscription,
-                    number=delivery.attempt,
+                    delivery=delivery,
                     outcome=outcome,
-                    history=delivery.history,
                     late=any(delivery is one for one in late),
                 )
             )

@@ -1,24 +1,26 @@
 """A record as text: who published what, what came of it attempt by attempt, and what that caused, as a tree.
 
-+0 s       test published payment.received, key 'p-1'
-+0 s         payments.confirm, attempt 1: handled
-+0 s           payments published payment.confirmed v2, key 'p-1'
-+0 s             notifications.send_receipt, attempt 1: OSError: no route (mailer.py:31), again at once
-+0 s             notifications.send_receipt, attempt 2: OSError: no route (mailer.py:31), again in 0.71 s
-+0.71 s          notifications.send_receipt, attempt 3: handled
+    +0 s       test published payment.received, key 'p-1'
+    +0 s         payments.confirm, attempt 1: handled
+    +0 s           payments published payment.confirmed v2, key 'p-1'
+    +0 s             notifications.send_receipt, attempt 1: OSError: no route (mailer.py:31), again at once
+    +0 s             notifications.send_receipt, attempt 2: OSError: no route (mailer.py:31), again in 0.71 s
+    +0.71 s          notifications.send_receipt, attempt 3: handled
+
+The times are those of the mill's clock, since it began.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from ..broker import Subscription
-from ..message import Message
+from ..message import Delivery, Message
 from ..outcome import Ack, DeadLetter, Release, Retry
-from .record import Attempt, Published, Record, Run
+from .record import Attempt, Published, Record
 
 MAX_LINES: Final = 200
 """Most lines of a story in a failure report: enough for any test one person can follow."""
@@ -36,11 +38,11 @@ Line: TypeAlias = tuple[int | None, int, str]
 def tell(
     record: Record,
     subscriptions: Sequence[Subscription],
-    working: Mapping[Run, str],
+    working: Sequence[Delivery],
     now: int,
     start: int,
 ) -> str:
-    """The story so far. `working` says of every attempt that has not ended what it is doing."""
+    """The story so far. `working` are the deliveries whose handlers have not ended."""
     return "\n".join(
         f"{'' if at is None else moment(at - start):10} {'  ' * min(depth, _DEEPEST)}{text}".rstrip()
         for at, depth, text in _Teller(record, subscriptions, working, now, start).lines()
@@ -66,26 +68,27 @@ class _Teller:
         self,
         record: Record,
         subscriptions: Sequence[Subscription],
-        working: Mapping[Run, str],
+        working: Sequence[Delivery],
         now: int,
         start: int,
     ) -> None:
         self._subscriptions = subscriptions
-        self._working = working
+        self._working = {_handling(delivery): delivery for delivery in working}
         self._now = now
         self._start = start
         self._ended = record.ended
         self._roots: list[Published] = []
-        self._caused: dict[Run, list[Published]] = {}
+        self._caused: dict[
+            int, list[Published]
+        ] = {}  # by the identity of the attempt, which the record keeps
         for published in record.published:
             if published.cause is None:
                 self._roots.append(published)
             else:
-                self._caused.setdefault(published.cause, []).append(published)
-        self._attempts: dict[tuple[str, str, str], list[Attempt]] = {}
+                self._caused.setdefault(id(published.cause), []).append(published)
+        self._attempts: dict[_Handling, list[Attempt]] = {}
         for attempt in record.attempts:
-            message = attempt.message
-            self._attempts.setdefault((attempt.subscription, message.source, message.id), []).append(attempt)
+            self._attempts.setdefault(_handling(attempt.delivery), []).append(attempt)
 
     def lines(self) -> Iterator[Line]:
         """The lines of the tree. Flows can be thousands of events deep, so this does not recurse."""
@@ -120,44 +123,51 @@ class _Teller:
             ):
                 nobody = False
                 if not waits:
-                    yield from self._handling(subscription.name, message, depth + 1)
+                    yield from self._handled(subscription.name, message, depth + 1)
         if nobody:
             yield None, depth + 1, f"nobody here subscribes to it on topic {message.topic!r}"
 
-    def _handling(self, subscription: str, message: Message, depth: int) -> Iterator[Line | _Branch]:
+    def _handled(self, subscription: str, message: Message, depth: int) -> Iterator[Line | _Branch]:
+        handling = (subscription, message.source, message.id)
         number = 1
-        settled = False
         due: int | None = None
-        for attempt in self._attempts.get((subscription, message.source, message.id), ()):
-            yield attempt.at, depth, f"{subscription}, attempt {attempt.number}: {_ending(attempt)}"
-            yield from self._consequences(subscription, message, attempt.number, depth + 1)
+        for attempt in self._attempts.get(handling, ()):
+            delivery = attempt.delivery
+            yield attempt.at, depth, f"{subscription}, attempt {delivery.attempt}: {_ending(attempt)}"
+            yield from self._consequences(delivery, depth + 1)
             if attempt.late:
                 continue
-            number, due = attempt.number, None
+            number, due = delivery.attempt, None
             match attempt.outcome:
                 case Ack() | DeadLetter():
-                    settled = True
+                    return
                 case Retry(after=after):
                     number += 1
                     due = attempt.at + round(after * 1e9)
                 case Release():
                     pass
-        if settled:
-            return
-        doing = self._working.get((subscription, message.source, message.id, number))
-        if doing is None and due is not None and due > self._now:
+        working = self._working.get(handling)
+        if working is not None:
+            doing = "was running when the test ended" if self._ended else "is running"
+        elif due is not None and due > self._now:
             doing = f"waits until {moment(due - self._start)}"
-        elif doing is None:
+        else:
             doing = "had not begun when the test ended" if self._ended else "has not begun"
         yield None, depth, f"{subscription}, attempt {number}: {doing}"
-        yield from self._consequences(subscription, message, number, depth + 1)
+        if working is not None:
+            yield from self._consequences(working, depth + 1)
 
-    def _consequences(
-        self, subscription: str, message: Message, number: int, depth: int
-    ) -> Iterator[_Branch]:
-        # Taken out: an attempt that was given back and begun again has the same number.
-        for published in self._caused.pop((subscription, message.source, message.id, number), ()):
+    def _consequences(self, delivery: Delivery, depth: int) -> Iterator[_Branch]:
+        for published in self._caused.pop(id(delivery), ()):
             yield _Branch(published, depth)
+
+
+_Handling: TypeAlias = tuple[str, str, str]
+"""One subscription's work on one message: its name, and the message's source and id."""
+
+
+def _handling(delivery: Delivery) -> _Handling:
+    return delivery.subscription, delivery.message.source, delivery.message.id
 
 
 class _Branch:
@@ -189,9 +199,10 @@ def _ending(attempt: Attempt) -> str:
 
 def _place(attempt: Attempt) -> str:
     """Where the attempt's exception was raised, unless that is inside Tidemill."""
-    if not attempt.history or attempt.history[-1].attempt != attempt.number:
+    delivery = attempt.delivery
+    if not delivery.history or delivery.history[-1].attempt != delivery.attempt:
         return ""
-    frames = _FRAME.findall(attempt.history[-1].traceback)
+    frames = _FRAME.findall(delivery.history[-1].traceback)
     if not frames or frames[-1][0].startswith(_OWN):
         return ""
     return f" ({Path(frames[-1][0]).name}:{frames[-1][1]})"

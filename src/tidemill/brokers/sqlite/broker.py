@@ -219,14 +219,16 @@ class SqliteBroker:
     async def publish(self, messages: Sequence[Message], *, due: int | None = None) -> list[Receipt]:
         rows: list[tuple[Any, ...]] = []
         spread = self._spread
+        now = self.clock.now()
+        stored = now if due is None else max(now, due)
         for message in messages:
             topic = self._topics.get(message.topic)
             if topic is None:
                 topic = await self._add_topic(message.topic)
             spread += 1
-            rows.append(to_row(message, topic, spread))
+            rows.append(to_row(message, topic, spread, stored))
         self._spread = spread
-        if due is not None and due > self.clock.now():
+        if due is not None and due > now:
             receipts = await self.write(partial(_schedule, rows, due))
             if self._next_scheduled is None or due < self._next_scheduled:
                 self._next_scheduled = due
@@ -236,7 +238,8 @@ class SqliteBroker:
     async def _add_topic(self, name: str) -> int:
         def add(connection: sqlite3.Connection) -> int:
             connection.execute(SQL["add_topic"], (self._prefix + name, None, 7 * 86400.0))
-            return connection.execute(SQL["find_topic"], (self._prefix + name,)).fetchone()[0]
+            found: int = connection.execute(SQL["find_topic"], (self._prefix + name,)).fetchone()[0]
+            return found
 
         self._topics[name] = number = await self.write(add)
         return number

@@ -106,4 +106,5 @@ def _fate(reader: sqlite3.Connection, subscription: int, name: str, row: tuple[A
 
 
 def _one(reader: sqlite3.Connection, statement: str, *parameters: object) -> int:
-    return reader.execute(SQL[statement], parameters).fetchone()[0]
+    count: int = reader.execute(SQL[statement], parameters).fetchone()[0]
+    return count

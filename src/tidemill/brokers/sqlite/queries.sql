@@ -81,6 +81,10 @@ where subscription = ?1 and key = ?2 and due is null
   and not exists (select 1 from tidemill_exception e where e.subscription = ?1 and e.key = ?2
                   and e.seq < tidemill_exception.seq and e.due > ?3)
 
+-- name: hold_back
+-- What was let go behind an event that is to be retried now waits behind it again.
+update tidemill_exception set due = null where subscription = ?1 and key = ?2 and seq > ?3 and due = 0
+
 -- name: put_recovered
 insert or replace into tidemill_recovered (subscription, seq, attempts, history) values (?, ?, ?, ?)
 
@@ -139,14 +143,14 @@ select coalesce(max(seq), 0) from tidemill_log
 select seq from tidemill_log where id = ? and source = ? and topic = ?
 
 -- name: schedule
-insert into tidemill_scheduled (due, topic, slot, id, source, type, version, time, key, correlation, causation,
+insert into tidemill_scheduled (due, topic, slot, id, source, type, version, time, stored, key, correlation, causation,
                                 content_type, extensions, body)
-values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing
 
 -- name: appear
-insert into tidemill_log (topic, slot, id, source, type, version, time, key, correlation, causation, content_type,
-                          extensions, body)
-select topic, slot, id, source, type, version, time, key, correlation, causation, content_type, extensions, body
+insert into tidemill_log (topic, slot, id, source, type, version, time, stored, key, correlation, causation,
+                          content_type, extensions, body)
+select topic, slot, id, source, type, version, time, stored, key, correlation, causation, content_type, extensions, body
 from tidemill_scheduled where due <= ? order by due, n limit 1000
 on conflict do nothing
 
@@ -178,8 +182,8 @@ update tidemill_subscription set types = ?, ordered = ? where id = ?
 update tidemill_subscription set name = ? where id = ?
 
 -- name: seq_before
--- The last event of a topic before the first one of a time or later.
-select coalesce((select min(seq) - 1 from tidemill_log where topic = ?1 and time >= ?2),
+-- The last event of a topic before the first one that was published at a time or later.
+select coalesce((select min(seq) - 1 from tidemill_log where topic = ?1 and stored >= ?2),
                 (select max(seq) from tidemill_log), 0)
 
 -- name: count_messages
@@ -190,13 +194,13 @@ select count(*) from tidemill_scheduled where topic = ?
 
 -- name: backlog
 -- Events after their slot's position that the subscription wants: how many, and since when.
-select count(*), min(l.time)
+select count(*), min(l.stored)
 from tidemill_log l join tidemill_slot s on s.subscription = ?1 and s.slot = l.slot
 where l.topic = ?2 and l.seq > (select min(position) from tidemill_slot where subscription = ?1)
   and l.seq > s.position and (?3 is null or l.type in (select value from json_each(?3)))
 
 -- name: exceptions
-select count(*), sum(x.attempts > 0), min(l.time)
+select count(*), sum(x.attempts > 0), min(l.stored)
 from tidemill_exception x join tidemill_log l on l.seq = x.seq where x.subscription = ?
 
 -- name: count_dead
@@ -214,7 +218,7 @@ order by d.n
 
 -- name: read
 select seq, slot, id, source, type, time, body, version, key, correlation, causation, content_type, extensions
-from tidemill_log where topic = ?1 and seq > ?2 and time >= ?3 order by seq limit ?4
+from tidemill_log where topic = ?1 and seq > ?2 and stored >= ?3 order by seq limit ?4
 
 -- name: flow
 select l.seq, l.slot, l.id, l.source, l.type, l.time, l.body, l.version, l.key, l.correlation, l.causation,
@@ -236,7 +240,7 @@ select position from tidemill_slot where subscription = ? and slot = ?
 
 -- name: old_events
 -- The next few events of a topic, and whether every subscription has settled them.
-select l.seq, l.time,
+select l.seq, l.stored,
        not exists (select 1 from tidemill_subscription s join tidemill_slot p on p.subscription = s.id
                    where s.topic = ?1 and p.slot = l.slot and p.position < l.seq)
        and not exists (select 1 from tidemill_subscription s join tidemill_exception x on x.subscription = s.id

@@ -26,7 +26,7 @@ def slot_of(key: str) -> int:
     return crc32(key.encode()) % SLOTS
 
 
-def to_row(message: Message, topic: int, spread: int) -> tuple[Any, ...]:
+def to_row(message: Message, topic: int, spread: int, stored: int) -> tuple[Any, ...]:
     """The columns that INSERT takes. Events without a key go round the slots by `spread`."""
     key = message.key
     correlation = message.correlation_id
@@ -42,6 +42,7 @@ def to_row(message: Message, topic: int, spread: int) -> tuple[Any, ...]:
         message.type,
         message.version,
         message.time,
+        stored,
         key,
         correlation,
         message.causation_id,

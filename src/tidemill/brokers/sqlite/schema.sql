@@ -17,7 +17,8 @@ create table tidemill_log (
     source        text not null,
     type          text not null,
     version       integer not null,
-    time          integer not null,
+    time          integer not null,     -- when it happened, as its producer says
+    stored        integer not null,     -- when it was published, by this machine's clock: what ages
     key           text,
     correlation   text,                 -- null: the event's own id; '': none
     causation     text,
@@ -39,6 +40,7 @@ create table tidemill_scheduled (
     type          text not null,
     version       integer not null,
     time          integer not null,
+    stored        integer not null,     -- the due time: when it enters the log
     key           text,
     correlation   text,
     causation     text,

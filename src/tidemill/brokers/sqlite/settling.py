@@ -96,6 +96,8 @@ class Plan(msgspec.Struct):
                     row.history,
                 )
                 execute(SQL["put_released"] if row.released else SQL["put_exception"], values)
+                if row.key is not None and not row.released:
+                    execute(SQL["hold_back"], (subscription, row.key, row.seq))
         for position, mask in self.advance:
             for slot in lost:
                 mask &= ~(1 << slot)

@@ -22,7 +22,9 @@ def _named(text: str) -> dict[str, str]:
 
 SQL = _named(load("queries.sql"))
 
-_COLUMNS = "topic, slot, id, source, type, version, time, key, correlation, causation, content_type, extensions, body"
+_COLUMNS = (
+    "topic, slot, id, source, type, version, time, stored, key, correlation, causation, content_type, extensions, body"
+)
 
 CHUNK = 64
 """Rows per INSERT statement. A statement per row costs a fifth more; larger ones gain nothing."""
@@ -30,5 +32,5 @@ CHUNK = 64
 
 def insert_events(rows: int) -> str:
     """The INSERT of that many events; those that are there already are passed over."""
-    values = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
+    values = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
     return f"insert into tidemill_log ({_COLUMNS}) values {values} on conflict do nothing"

@@ -9,7 +9,8 @@ import time
 
 from ...broker import Feed, Subscription, TopicSpec
 from ...errors import ConfigurationError
-from .place import MAX_BYTES, Place, ack, message, nothing, numbers, reader, store
+from ...outcome import DeadLetter
+from .place import MAX_BYTES, Place, ack, message, nothing, numbers, reader, settle, store
 from .scenario import promise
 
 
@@ -94,7 +95,8 @@ async def types_that_are_not_wanted_pass_by(place: Place) -> None:
 
 @promise("G1")
 async def a_filter_can_change(place: Place) -> None:
-    """Declaring a subscription with other types counts for what is published from then on."""
+    """Declaring a subscription with other types counts for what is published from then on; what passed by before may
+    come too, where the broker has not recorded that it did."""
     broker = await place.broker()
     feed = await place.feed(reader(types=("number.said",)))
     await store(broker, message(1), message(2, type="number.sung"))
@@ -102,7 +104,10 @@ async def a_filter_can_change(place: Place) -> None:
     await feed.close()
     feed = await place.feed(reader(types=("number.said", "number.sung")))
     await store(broker, message(3, type="number.sung"))
-    assert numbers(await place.take(feed, 1))[-1] == 3
+    came: list[int] = []
+    while 3 not in came:
+        came += numbers(await place.take(feed, 1))
+    assert came in ([3], [2, 3])
 
 
 @promise("G1")
@@ -160,15 +165,17 @@ async def a_renamed_subscription_keeps_its_backlog(place: Place) -> None:
     old = await place.feed(reader("reader.old"))
     await store(broker, *(message(number) for number in range(5)))
     await ack(old, await place.take(old, 2))
+    await settle(old, [(each, DeadLetter("no")) for each in await place.take(old, 1)])
     await old.close()
     subscription = reader("reader.new", renamed_from="reader.old")
     await broker.declare([], [subscription])
     await broker.declare([], [subscription])
     assert [status.name for status in (await broker.inspect()).subscriptions] == ["reader.new"]
     feed = await place.feed(subscription)
-    delivered = await place.take(feed, 3)
-    assert numbers(delivered) == [2, 3, 4]
+    delivered = await place.take(feed, 2)
+    assert numbers(delivered) == [3, 4]
     assert {delivery.subscription for delivery in delivered} == {"reader.new"}
+    assert [letter.subscription for letter in await broker.dead_letters("reader.new")] == ["reader.new"]
     await store(broker, message(5))
     assert numbers(await place.take(feed, 1)) == [5]
 
@@ -288,5 +295,10 @@ async def closing_leaves_nothing_behind(place: Place) -> None:
     await feed.close()
     await feed.close()
     await broker.close()
-    await place.until(lambda: set(threading.enumerate()) <= threads, "its threads end")
+    await place.until(lambda: not _new_threads(threads), f"its threads end: {_new_threads(threads)}")
     await place.until(lambda: asyncio.all_tasks() <= tasks, "its tasks end")
+
+
+def _new_threads(known: set[threading.Thread]) -> list[str]:
+    # The event loop's own pool, which anyone may use, ends with the loop.
+    return [each.name for each in threading.enumerate() if each not in known and not each.name.startswith("asyncio_")]

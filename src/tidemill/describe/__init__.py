@@ -1,0 +1,1 @@
+"""The application as data, and as diagrams drawn from data."""

@@ -1,0 +1,1 @@
+"""G1, G6, G7 with real processes."""
