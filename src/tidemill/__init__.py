@@ -1,6 +1,7 @@
 """Tidemill: event-driven services that lose nothing. This page is the public API."""
 
-from .context import Context
+from typing import TYPE_CHECKING
+
 from .errors import (
     BrokerError,
     BrokerUrlError,
@@ -15,11 +16,16 @@ from .errors import (
     TidemillError,
     Unsupported,
 )
+
+# Not lazily as the rest is: once its module were loaded by another, `tidemill.event` would be that module.
 from .event import Json, Topic, event, upcast
-from .message import Delivery, Failure, Message
-from .outcome import Ack, DeadLetter, Outcome, Release, Retry, RetryPolicy
-from .pipeline import Handle, Middleware
-from .service import Service
+
+if TYPE_CHECKING:
+    from .context import Context
+    from .message import Delivery, Failure, Message
+    from .outcome import Ack, DeadLetter, Outcome, Release, Retry, RetryPolicy
+    from .pipeline import Handle, Middleware
+    from .service import Service
 
 __all__ = [
     "Ack",
@@ -52,3 +58,34 @@ __all__ = [
     "event",
     "upcast",
 ]
+
+_LAZY = {
+    "Ack": "outcome",
+    "Context": "context",
+    "DeadLetter": "outcome",
+    "Delivery": "message",
+    "Failure": "message",
+    "Handle": "pipeline",
+    "Message": "message",
+    "Middleware": "pipeline",
+    "Outcome": "outcome",
+    "Release": "outcome",
+    "Retry": "outcome",
+    "RetryPolicy": "outcome",
+    "Service": "service",
+}
+"""What is loaded when it is first asked for, and from where: `tidemill --help` needs none of it (PEP 562)."""
+
+
+def __getattr__(name: str) -> object:
+    home = _LAZY.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

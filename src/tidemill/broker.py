@@ -10,7 +10,6 @@ import difflib
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from enum import StrEnum
-from importlib.metadata import entry_points
 from typing import Literal, Protocol, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
@@ -330,6 +329,9 @@ def connect(url: str, clock: Clock) -> Broker:
     Raises `BrokerUrlError` where no installed adapter serves its scheme, and `ConfigurationError` where the one that
     does cannot be imported.
     """
+    # A tenth of the time `import tidemill` takes, and needed only here.
+    from importlib.metadata import entry_points
+
     parsed = parse_url(url)
     known = {point.name: point for point in entry_points(group="tidemill.brokers")}
     point = known.get(parsed.scheme)

@@ -151,13 +151,17 @@ class Service(Generic[R]):
             if start.tzinfo is None:
                 raise DefinitionError(f"@on(start={start!r}): give a datetime with a time zone, such as UTC.")
             begin: Literal["now", "beginning"] | int = round(start.timestamp() * 1e9)
-        else:
+        elif start in ("now", "beginning"):
             begin = start
+        else:
+            raise DefinitionError(f'@on(start={start!r}): give "now", "beginning" or an aware datetime.')
 
         def declare(function: Callable[..., object]) -> Callable[..., object]:
             short = name or function.__name__
             check_name("a subscription", short)
             full = f"{self.name}.{short}"
+            if renamed_from == full:
+                raise DefinitionError(f"{where(function)}: renamed_from={renamed_from!r} is its own name. Remove it.")
             for other in self.handlers:
                 if other.subscription.name == full:
                     raise DefinitionError(

@@ -144,8 +144,7 @@ class _Backlog:
             if max_bytes < 0 and taken:
                 break
             ready.popleft()
-            key = delivery.message.key
-            if ordered and key is not None:
+            if ordered and (key := delivery.message.key) is not None:
                 state = self.keys.get(key)
                 if state is None:
                     state = self.keys[key] = _Key(feed)

@@ -46,9 +46,9 @@ from .writer import Job, Writer
 
 T = TypeVar("T")
 
-TICK: Final = 0.008
+TICK: Final = 0.010
 """Seconds between two looks at the file while something waits: the latency another process adds is half of it, and
-an idle process spends less than half a percent of a core on it."""
+an idle process spends about half a percent of a core on it."""
 
 LOOK_AROUND: Final = 0.5
 """Seconds between two looks whether the other consumers live."""

@@ -1,0 +1,363 @@
+"""The loop of a subscription against a feed that is told how to behave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from waiting import wait_until
+
+from tidemill import Ack, BrokerError, Context, DeadLetter, Delivery, Message, Outcome, Release, Retry, Service, Topic, event
+from tidemill.broker import Settlement
+from tidemill.clock import SystemClock
+from tidemill.consumer import MAX_WINDOW, Consumer
+from tidemill.outcome import RetryPolicy
+from tidemill.pipeline import Handle
+from tidemill.telemetry import listen
+
+things = Topic("things", key="key")
+plain = Topic("plain")
+
+
+@event("thing.happened", topic=things)
+class ThingHappened:
+    key: str
+    number: int
+
+
+@event("plain.thing", topic=plain)
+class PlainThing:
+    number: int
+
+
+class FakeFeed:
+    """Hands out what it is given, and keeps what is settled."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Delivery] = deque()
+        self.settled: list[Settlement] = []
+        self.limits: list[int] = []
+        self.fetch_errors = 0
+        self.settle_errors = 0
+        self.late: set[int] = set()
+        self.closed = False
+
+    async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
+        self.limits.append(limit)
+        if self.fetch_errors:
+            self.fetch_errors -= 1
+            raise BrokerError("away")
+        taken = [self.waiting.popleft() for _ in range(min(limit, len(self.waiting)))]
+        if not taken:
+            await asyncio.sleep(0.002)
+        return taken
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
+        await asyncio.sleep(0)
+        if self.settle_errors:
+            self.settle_errors -= 1
+            raise BrokerError("away")
+        self.settled += settlements
+        return [delivery for delivery, _ in settlements if delivery.position in self.late]
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def outcomes(self) -> dict[int, Outcome]:
+        return {delivery.position: outcome for delivery, outcome in self.settled}
+
+
+def keyed(position: int, key: str, attempt: int = 1) -> Delivery:
+    body = b'{"key": "%s", "number": %d}' % (key.encode(), position)
+    return Delivery(Message(f"id-{position}", "test", "thing.happened", "things", 1, body, 1, key), "s.h", attempt, position)
+
+
+def unkeyed(position: int, attempt: int = 1) -> Delivery:
+    body = b'{"number": %d}' % position
+    return Delivery(Message(f"id-{position}", "test", "plain.thing", "plain", 1, body), "s.h", attempt, position)
+
+
+def consuming(
+    cls: type, handler: Callable[..., Any], scenario: Callable[[Consumer, FakeFeed], Any], **options: Any
+) -> FakeFeed:
+    """Run `scenario` against a consumer of `handler`, then drain it."""
+    feed = FakeFeed()
+
+    async def main() -> None:
+        service = Service("s")
+        service.on(cls, name="h", **options)(handler)
+        consumer = Consumer(service.handlers[0], feed, SystemClock())
+        consumer.start()
+        await asyncio.wait_for(scenario(consumer, feed), 20)
+        await asyncio.wait_for(consumer.drain(1), 20)
+        assert feed.closed
+
+    asyncio.run(main())
+    return feed
+
+
+def test_outcomes_are_handed_over_until_the_broker_has_them() -> None:
+    async def handler(event: PlainThing) -> None: ...
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.fetch_errors = 1
+        feed.settle_errors = 2
+        feed.waiting.extend(unkeyed(number) for number in range(10))
+        await wait_until(lambda: len(feed.settled) == 10)
+
+    heard: list[str] = []
+    stop = listen(lambda name, fields: heard.append(name))
+    try:
+        feed = consuming(PlainThing, handler, scenario)
+    finally:
+        stop()
+    assert set(feed.outcomes().values()) == {Ack()}
+    assert heard.count("fetch.failed") == 1
+    assert heard.count("settle.failed") == 2
+
+
+def test_while_outcomes_cannot_be_recorded_fetching_stops() -> None:
+    async def handler(event: PlainThing) -> None: ...
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.settle_errors = 4
+        feed.waiting.extend(unkeyed(number) for number in range(5 * MAX_WINDOW))
+        await wait_until(lambda: feed.settle_errors < 4)
+        assert 5 * MAX_WINDOW - len(feed.waiting) <= MAX_WINDOW
+        await wait_until(lambda: len(feed.settled) == 5 * MAX_WINDOW)
+
+    consuming(PlainThing, handler, scenario)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, BaseException]
+)
+@pytest.mark.parametrize("waits", [False, True])
+def test_whatever_a_handler_raises_is_an_outcome_and_the_others_go_on(error: type[BaseException], waits: bool) -> None:
+    async def handler(event: PlainThing) -> None:
+        if waits:
+            await asyncio.sleep(0)
+        if event.number == 3:
+            raise error("odd")
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend(unkeyed(number) for number in range(8))
+        await wait_until(lambda: len(feed.settled) == 8)
+
+    outcomes = consuming(PlainThing, handler, scenario).outcomes()
+    assert isinstance(outcomes.pop(3), Retry)
+    assert set(outcomes.values()) == {Ack()}
+
+
+def test_a_middleware_that_returns_no_outcome_fails_the_delivery() -> None:
+    async def broken(call_next: Handle, delivery: Delivery) -> Outcome:
+        await call_next(delivery)
+        return None  # type: ignore[return-value]
+
+    async def handler(event: PlainThing) -> None: ...
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.append(unkeyed(1))
+        await wait_until(lambda: bool(feed.settled))
+
+    outcome = consuming(PlainThing, handler, scenario, use=[broken]).outcomes()[1]
+    assert isinstance(outcome, Retry)
+    assert "a middleware returned None" in outcome.reason
+
+
+def test_middlewares_see_undecodable_messages_and_run_in_their_order() -> None:
+    seen: list[str] = []
+
+    def named(name: str) -> Any:
+        async def middleware(call_next: Handle, delivery: Delivery) -> Outcome:
+            seen.append(name)
+            return await call_next(delivery)
+
+        return middleware
+
+    async def handler(event: PlainThing) -> None:
+        raise AssertionError("never reached")
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        delivery = unkeyed(1)
+        message = Message("id", "test", "plain.thing", "plain", 1, b"\xff not JSON")
+        feed.waiting.append(Delivery(message, "s.h", 1, 1, token=delivery))
+        await wait_until(lambda: bool(feed.settled))
+
+    feed = consuming(PlainThing, handler, scenario, use=[named("outer"), named("inner")])
+    assert seen == ["outer", "inner"]
+    assert isinstance(feed.outcomes()[1], DeadLetter)
+
+
+def test_a_handler_past_its_time_is_cancelled_and_tried_again() -> None:
+    cancelled: list[int] = []
+
+    async def handler(event: PlainThing) -> None:
+        if event.number == 1:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(event.number)
+                raise
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend(unkeyed(number) for number in range(40))
+        await wait_until(lambda: len(feed.settled) == 40)
+
+    outcomes = consuming(PlainThing, handler, scenario, timeout=0.03, concurrency=2).outcomes()
+    assert cancelled == [1]
+    timed_out = outcomes.pop(1)
+    assert isinstance(timed_out, Retry)
+    assert "took longer than 0.03 s" in timed_out.reason
+    assert set(outcomes.values()) == {Ack()}
+
+
+def test_a_handler_that_will_not_end_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidemill.consumer.ABANDON_AFTER", 0.03)
+    let_go = asyncio.Event()
+
+    async def handler(event: PlainThing) -> None:
+        while event.number == 1 and not let_go.is_set():
+            try:
+                await let_go.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.append(unkeyed(1))
+        await wait_until(lambda: len(feed.settled) == 1)
+        feed.waiting.extend(unkeyed(number) for number in range(2, 10))  # its only worker was replaced
+        await wait_until(lambda: len(feed.settled) == 9)
+        let_go.set()
+        await asyncio.sleep(0.01)
+        assert len(feed.settled) == 9, "what an abandoned handler ends in must not count"
+
+    heard: list[str] = []
+    stop = listen(lambda name, fields: heard.append(name))
+    try:
+        outcomes = consuming(PlainThing, handler, scenario, timeout=0.03, concurrency=1).outcomes()
+    finally:
+        stop()
+    assert isinstance(outcomes[1], Retry)
+    assert "did not end within" in outcomes[1].reason
+    assert "delivery.abandoned" in heard
+
+
+def test_one_key_runs_one_at_a_time_in_order_while_others_go_on() -> None:
+    running: set[str] = set()
+    order: dict[str, list[int]] = {}
+    most = 0
+
+    async def handler(event: ThingHappened) -> None:
+        nonlocal most
+        assert event.key not in running
+        running.add(event.key)
+        most = max(most, len(running))
+        await asyncio.sleep(0.001 * (event.number % 3))
+        order.setdefault(event.key, []).append(event.number)
+        running.discard(event.key)
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend(keyed(number, f"k{number % 5}") for number in range(100))
+        await wait_until(lambda: len(feed.settled) == 100)
+
+    consuming(ThingHappened, handler, scenario, concurrency=16)
+    assert most > 1
+    assert order == {f"k{rest}": list(range(rest, 100, 5)) for rest in range(5)}
+
+
+def test_a_key_that_is_to_be_retried_gives_back_what_follows() -> None:
+    seen: list[int] = []
+
+    async def handler(event: ThingHappened, ctx: Context) -> None:
+        seen.append(event.number)
+        if event.key == "bad":
+            raise ValueError("not yet")
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend(keyed(number, "bad" if number % 2 else "good") for number in range(10))
+        await wait_until(lambda: len(feed.settled) == 10)
+
+    outcomes = consuming(ThingHappened, handler, scenario).outcomes()
+    assert isinstance(outcomes[1], Retry)
+    assert [outcomes[number] for number in (3, 5, 7, 9)] == [Release()] * 4
+    assert [outcomes[number] for number in (0, 2, 4, 6, 8)] == [Ack()] * 5
+    assert sorted(seen) == [0, 1, 2, 4, 6, 8]
+
+
+def test_late_settlements_are_told() -> None:
+    async def handler(event: PlainThing) -> None: ...
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.late = {1}
+        feed.waiting.extend(unkeyed(number) for number in range(3))
+        await wait_until(lambda: len(feed.settled) == 3)
+
+    heard: list[dict[str, Any]] = []
+    stop = listen(lambda name, fields: heard.append(fields) if name == "delivery.late" else None)
+    try:
+        consuming(PlainThing, handler, scenario)
+    finally:
+        stop()
+    assert [fields["message"] for fields in heard] == ["id-1"]
+
+
+def test_fast_handlers_fetch_much_and_slow_ones_little() -> None:
+    async def fast(event: PlainThing) -> None: ...
+
+    async def slow(event: PlainThing) -> None:
+        await asyncio.sleep(0.005)
+
+    async def many(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend(unkeyed(number) for number in range(5000))
+        await wait_until(lambda: len(feed.settled) == 5000)
+
+    async def few(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend(unkeyed(number) for number in range(60))
+        await wait_until(lambda: len(feed.settled) == 60)
+
+    assert max(consuming(PlainThing, fast, many).limits) > 256
+    assert max(consuming(PlainThing, slow, few, concurrency=2).limits) <= 60
+
+
+def test_draining_finishes_what_runs_and_gives_back_the_rest() -> None:
+    began: list[int] = []
+    ended: list[int] = []
+
+    async def handler(event: PlainThing) -> None:
+        began.append(event.number)
+        await asyncio.sleep(0.05)
+        ended.append(event.number)
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend(unkeyed(number) for number in range(100))
+        await wait_until(lambda: len(began) == 4)
+
+    feed = consuming(PlainThing, handler, scenario, concurrency=4)
+    outcomes = feed.outcomes()
+    assert sorted(ended) == sorted(began)
+    assert {number for number, outcome in outcomes.items() if outcome == Ack()} == set(ended)
+    fetched = 100 - len(feed.waiting)
+    assert len(outcomes) == fetched
+    assert sum(outcome == Release() for outcome in outcomes.values()) == fetched - len(ended)
+
+
+def test_policies_decide_what_is_tried_again() -> None:
+    async def handler(event: PlainThing) -> None:
+        raise ZeroDivisionError
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend([unkeyed(1, attempt=1), unkeyed(2, attempt=3)])
+        await wait_until(lambda: len(feed.settled) == 2)
+
+    feed = consuming(PlainThing, handler, scenario, retry=RetryPolicy(attempts=3))
+    assert isinstance(feed.outcomes()[1], Retry)
+    dead = feed.outcomes()[2]
+    assert isinstance(dead, DeadLetter)
+    assert "attempt 3 of 3" in dead.reason
+    failure = feed.settled[0][0].history[-1]
+    assert failure.error == "ZeroDivisionError"
+    assert "in handler" in failure.traceback
