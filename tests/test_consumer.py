@@ -165,7 +165,7 @@ def test_a_middleware_that_returns_no_outcome_fails_the_delivery() -> None:
 
     outcome = consuming(PlainThing, handler, scenario, use=[broken]).outcomes()[1]
     assert isinstance(outcome, Retry)
-    assert "a middleware returned None" in outcome.reason
+    assert "a middleware returned NoneType, which is no outcome" in outcome.reason
 
 
 def test_middlewares_see_undecodable_messages_and_run_in_their_order() -> None:

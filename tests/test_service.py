@@ -165,6 +165,10 @@ def test_mistakes_are_said_before_anything_leaves() -> None:
                 await service.publish(NoteTaken("x"), at=datetime(2030, 1, 1))  # noqa: DTZ001
             with pytest.raises(ValueError, match="0 seconds or more"):
                 await service.publish(NoteTaken("x"), delay=-1)
+            with pytest.raises(ValueError, match="no more than centuries"):
+                await service.publish(NoteTaken("x"), delay=float("inf"))
+            with pytest.raises(ValueError, match="year 2262"):
+                await service.publish(NoteTaken("x"), at=datetime(9999, 1, 1, tzinfo=UTC))
             with pytest.raises(ConfigurationError, match="is running already"):
                 async with service.running("memory:"):
                     pass

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context as Variables
 from contextvars import copy_context
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .broker import Feed, Settlement
 from .clock import Clock, Timer
@@ -213,8 +213,7 @@ class Consumer:
 
     def _take(self, deliveries: list[Delivery]) -> None:
         self._open += len(deliveries)
-        for delivery in deliveries:
-            self._open_bytes += len(delivery.message.body)
+        self._open_bytes += sum([len(delivery.message.body) for delivery in deliveries])
         ready = self._ready
         if self._lanes is None:
             ready.extend(deliveries)
@@ -312,14 +311,14 @@ class Consumer:
         """Run the pipeline once. Total: whatever it returns or raises becomes an outcome."""
         current.set(delivery)
         try:
-            outcome: object = await self._handle(delivery)
+            outcome = cast(object, await self._handle(delivery))  # a user's middleware may return anything
         except asyncio.CancelledError as error:
             return self._cancelled(delivery, error)
         except BaseException as error:
             return self._failed(delivery, error)
         if outcome is ACK or isinstance(outcome, Ack | Retry | DeadLetter | Release):
             return outcome
-        return self._failed(delivery, TypeError(f"a middleware returned {outcome!r}, which is no outcome"))
+        return self._failed(delivery, TypeError(f"a middleware returned {type(outcome).__name__}, which is no outcome"))
 
     def _cancelled(self, delivery: Delivery, error: BaseException) -> Outcome:
         running = self._running.get(id(delivery))
@@ -429,6 +428,7 @@ class Consumer:
     def _wake_settler(self) -> None:
         if self._wanted is not None and not self._wanted.done():
             self._wanted.set_result(None)
+        self._wanted = None  # so that a thousand outcomes in one turn wake it once
 
     async def _settle_all(self) -> None:
         while True:
@@ -437,15 +437,15 @@ class Consumer:
                     return
                 self._wanted = self._loop.create_future()
                 await self._wanted
-                self._wanted = None
             batch, self._outcomes = self._outcomes, []
             late = await self._record(batch)
             self.handled += len(batch)
             self._open -= len(batch)
-            for delivery, outcome in batch:
-                self._open_bytes -= len(delivery.message.body)
-                if self._blocked and isinstance(outcome, Retry | Release):
-                    self._unblock(delivery.message.key)
+            self._open_bytes -= sum([len(delivery.message.body) for delivery, _ in batch])
+            if self._blocked:
+                for delivery, outcome in batch:
+                    if isinstance(outcome, Retry | Release):
+                        self._unblock(delivery.message.key)
             for delivery in late:
                 emit("delivery.late", subscription=self.name, message=delivery.message.id)
             if self._room is not None and not self._room.done() and self._open * 2 <= self._window:

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from .broker import Subscription
@@ -101,7 +102,7 @@ class HandlerSpec:
 
         def call(event: object, delivery: Delivery) -> Awaitable[object]:
             arguments = (event, Context(delivery, loop)) if takes_context else (event,)
-            return loop.run_in_executor(pool, copy_context().run, function, *arguments)
+            return loop.run_in_executor(pool, partial(copy_context().run, function, *arguments))
 
         return call
 

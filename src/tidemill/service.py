@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from types import UnionType
@@ -30,6 +30,8 @@ E = TypeVar("E")
 Result = TypeVar("Result")
 
 _DEFAULT_RETRY = RetryPolicy()
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST = 2**63 - 1
 
 
 class HandlerOptions(TypedDict, total=False):
@@ -259,12 +261,15 @@ class Service(Generic[R]):
                 raise ValueError("publish takes either delay= or at=, not both")
             if at.tzinfo is None:
                 raise ValueError(f"at={at!r} has no time zone. Give an aware datetime, such as datetime.now(UTC)")
-            whole = at.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
-            return (whole // timedelta(microseconds=1)) * 1000
-        seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay or 0)
-        if not 0 <= seconds < 1e10:
-            raise ValueError(f"delay={delay!r}: give 0 seconds or more")
-        return self._clock.now() + round(seconds * 1e9)
+            due = (at - _EPOCH) // timedelta(microseconds=1) * 1000
+        else:
+            seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay or 0)
+            if not 0 <= seconds < _LATEST / 1e9:
+                raise ValueError(f"delay={delay!r}: give 0 seconds or more, and no more than centuries")
+            due = self._clock.now() + round(seconds * 1e9)
+        if due > _LATEST:
+            raise ValueError("brokers keep time in 64 bits of nanoseconds, which end in the year 2262")
+        return due
 
     # --------------------------------------------------------------- running
 
@@ -276,7 +281,7 @@ class Service(Generic[R]):
         consume: bool = True,
         clock: Clock | None = None,
         grace: float = GRACE,
-    ) -> AsyncIterator[Service[R]]:
+    ) -> AsyncGenerator[Service[R]]:
         """Run while the block runs, then drain (G7).
 
         broker   a URL; by default `$TIDEMILL_BROKER`, or `sqlite:///tidemill.db`.
@@ -298,7 +303,7 @@ class Service(Generic[R]):
         """
 
         @asynccontextmanager
-        async def span() -> AsyncIterator[None]:
+        async def span() -> AsyncGenerator[None]:
             async with self.running():
                 yield
 
@@ -309,7 +314,7 @@ class Service(Generic[R]):
         await run_until_signal([self], broker, grace=grace)
 
     @asynccontextmanager
-    async def bound(self, publisher: Publisher, clock: Clock) -> AsyncIterator[None]:
+    async def bound(self, publisher: Publisher, clock: Clock) -> AsyncGenerator[None]:
         """Enter the resources and publish through `publisher`: what a `Runtime` does with its services."""
         if self._publisher is not None:
             raise ConfigurationError(
