@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The Tidemill authors
+"""What is compared with what, and what the project wants to hold; without a bound, for information."""
+
+from __future__ import annotations
+
+from . import cases_dispatch as dispatch
+from . import cases_memory as memory
+from . import cases_sqlite as sqlite
+from .measure import Comparison
+
+COMPARISONS = [
+    Comparison(memory.END_TO_END, "events/s", memory.LIMIT, at_least=0.5),
+    Comparison("memory publish, one after the other", "events/s", memory.PUBLISH_LIMIT),
+    Comparison("memory publish_many", "events/s", memory.PUBLISH_LIMIT),
+    Comparison("memory consume", "events/s", memory.CONSUME_LIMIT),
+    Comparison("memory end to end, keyed", "events/s", memory.LIMIT),
+    Comparison(dispatch.TIDEMILL, "µs/event", at_most=10),
+    Comparison(dispatch.TIDEMILL, "µs/event", dispatch.FASTSTREAM),
+    Comparison(sqlite.PUBLISH_1000, "events/s", sqlite.APPEND_LIMIT, at_least=0.5),
+    Comparison(sqlite.PUBLISH_MANY, "events/s", sqlite.APPEND_LIMIT),
+    Comparison(sqlite.PUBLISH_ONE, "events/s", sqlite.APPEND_ONE_LIMIT),
+    Comparison(sqlite.CONSUME_OTHER, "events/s", sqlite.READ_LIMIT, at_least=0.25),
+    Comparison(sqlite.CONSUME_OTHER, "events/s", sqlite.READ_MORE_LIMIT),
+    Comparison(sqlite.CONSUME_SAME, "events/s", sqlite.READ_LIMIT),
+    Comparison(sqlite.IDLE, "% of a core", at_most=1),
+    Comparison(sqlite.IDLE, "p50 ms", at_most=10),
+    Comparison(sqlite.MILLION, "RSS growth MiB", at_most=64),
+    Comparison(sqlite.MILLION, "last/first 100k", at_most=1.3),
+]
