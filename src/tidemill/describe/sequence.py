@@ -52,8 +52,7 @@ def _declared_event(event: EventModel) -> str:
 def _subscription(subscription: SubscriptionModel) -> Iterator[str]:
     yield subscription.handler
     yield retries(subscription.retry)
-    if subscription.retry.attempts > 1:
-        yield "then dead letter"
+    yield "then dead letter"
     limit = (
         "no time limit" if subscription.timeout is None else f"each at most {duration(subscription.timeout)}"
     )
@@ -111,7 +110,7 @@ class _Flow:
         self._caused: defaultdict[int, list[Message]] = defaultdict(list)
         for message in trace.messages:
             cause = first.get(message.causation_id) if message.causation_id is not None else None
-            if cause is None or cause is message:
+            if cause is None:
                 self.roots.append(message)
             else:
                 self._caused[id(cause)].append(message)

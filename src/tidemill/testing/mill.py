@@ -16,7 +16,7 @@ from ..context import Context
 from ..errors import ConfigurationError, DecodeError
 from ..event import event_type
 from ..handler import HandlerSpec
-from ..message import Delivery, Message
+from ..message import Delivery, Message, check
 from ..outcome import Ack, DeadLetter
 from ..publisher import Publisher
 from ..runtime import Runtime
@@ -25,6 +25,7 @@ from .clock import VirtualClock
 from .record import Record, RecordingBroker
 from .report import unsettled
 from .story import cut, tell
+from .watchers import watchers
 
 E = TypeVar("E")
 
@@ -38,9 +39,6 @@ thread or a local socket, and little for a test that wants to see a handler hang
 _TURNS: Final = 20
 """Turns of the event loop after which what was begun is under way: a few for each step from a delivery that is ready
 to its handler's first wait, and some for tasks that handlers leave behind."""
-
-watchers: list[Callable[[Mill], object]] = []
-"""Called with every mill that begins. The pytest plugin puts itself here, to tell the story of tests that fail."""
 
 
 class NotSettled(AssertionError):
@@ -159,7 +157,9 @@ class Mill:
         later = delay.total_seconds() if isinstance(delay, timedelta) else float(delay or 0)
         if not 0 <= later < 1e9:
             raise ValueError(f"delay={delay!r}: give 0 seconds or more")
-        await self._publisher.publish(message, self._clock.now() + round(later * 1e9) if later else None)
+        await self._publisher.publish(
+            check(message), self._clock.now() + round(later * 1e9) if later else None
+        )
         return message
 
     # ------------------------------------------------------------------ time
@@ -201,17 +201,16 @@ class Mill:
         """Let time pass: every retry, delayed event and timeout comes at its time, and services work in between.
 
         A handler that waits for something real has `patience` (real seconds, default 0.1) to get it before time
-        passes over it; so one that hangs reaches its timeout. Services that cause events without end raise
-        `NotSettled` `within` real seconds (default 5).
+        passes over it; so one that hangs reaches its timeout. Services that cause each other's events without end,
+        and without time passing, raise `NotSettled` after `within` real seconds (default 5).
         """
         amount = seconds.total_seconds() if isinstance(seconds, timedelta) else float(seconds)
         if not 0 <= amount < 1e9:
             raise ValueError(f"advance({seconds!r}): time only passes forwards. Give 0 seconds or more")
-        deadline = time.monotonic() + within
         begun = self._clock.now()
         until = begun + round(amount * 1e9)
         while True:
-            await self._until_still(patience, deadline, within, begun)
+            await self._until_still(patience, within, begun)
             due = self._clock.next_due()
             if due is None or due > until:
                 break
@@ -219,8 +218,9 @@ class Mill:
         self._clock.move_to(until)
         await self._turns()
 
-    async def _until_still(self, patience: float, deadline: float, within: float, begun: int) -> None:
+    async def _until_still(self, patience: float, within: float, begun: int) -> None:
         """Return when nothing more will happen without time passing, as far as one can tell."""
+        deadline = time.monotonic() + within
         while True:
             steps = self._record.steps
             await self._turns()
@@ -238,7 +238,7 @@ class Mill:
                 return
 
     async def _turns(self) -> None:
-        """Let everybody take some steps, until nobody publishes, fetches or settles any more on the way."""
+        """Let everybody take some steps."""
         for _ in range(_TURNS):
             await asyncio.sleep(0)
 

@@ -59,6 +59,7 @@ class Record:
         """Grows with everything that services do: whoever sees it stand still knows that they do."""
         self.ended = False
         self._known: set[tuple[str, str, str]] = set()
+        self._delayed: set[tuple[str, str, str]] = set()
 
     def add_published(
         self, messages: Sequence[Message], due: int | None, receipts: list[Receipt], at: int
@@ -69,8 +70,12 @@ class Record:
             if not receipt.ok:
                 continue
             identity = (message.topic, message.source, message.id)
-            duplicate = receipt.status is Status.DUPLICATE or identity in self._known
+            duplicate = receipt.status is Status.DUPLICATE
+            # A delayed message is compared with the others only when it appears: its receipt does not tell.
+            duplicate |= identity in (self._known if due is not None else self._delayed)
             self._known.add(identity)
+            if due is not None:
+                self._delayed.add(identity)
             self.published.append(
                 Published(at=at, message=message, due=due, duplicate=duplicate, cause=cause)
             )

@@ -43,10 +43,12 @@ def tell(
     start: int,
 ) -> str:
     """The story so far. `working` are the deliveries whose handlers have not ended."""
-    return "\n".join(
-        f"{'' if at is None else moment(at - start):10} {'  ' * min(depth, _DEEPEST)}{text}".rstrip()
+    lines = [
+        ("" if at is None else moment(at - start), f"{'  ' * min(depth, _DEEPEST)}{text}")
         for at, depth, text in _Teller(record, subscriptions, working, now, start).lines()
-    )
+    ]
+    width = max((len(when) for when, _ in lines), default=0)
+    return "\n".join(f"{when:{max(width, 10)}} {text}".rstrip() for when, text in lines)
 
 
 def moment(nanoseconds: int) -> str:

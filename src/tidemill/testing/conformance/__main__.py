@@ -1,5 +1,7 @@
 """`python -m tidemill.testing.conformance` prints the suite as a Markdown table."""
 
+import sys
+
 from . import table
 
-print(table(), end="")
+sys.stdout.write(table())

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ... import Context, Reject, RetryAfter, RetryPolicy, Service
 from ...broker import Broker, Feed, Settlement, Subscription
@@ -80,7 +81,7 @@ async def retries_back_off(place: Place) -> None:
     async with place.running(service):
         await service.publish(NoteTaken(1))
         await place.handled("shop.note")
-    waits = [after - before for before, after in zip(began, began[1:], strict=False)]
+    waits = [after - before for before, after in pairwise(began)]
     assert len(waits) == 3
     assert waits[0] < 0.09, f"the immediate retry came after {waits[0]:.3f} s"
     assert waits[1] >= 0.099, f"a delay of 0.1 to 0.2 s was {waits[1]:.3f} s"
@@ -103,7 +104,7 @@ async def a_handler_asks_for_a_delay(place: Place) -> None:
         await place.handled("shop.note")
         (letter,) = await (await place.broker()).dead_letters()
     assert len(began) == 3
-    assert all(after - before >= 0.149 for before, after in zip(began, began[1:], strict=False))
+    assert all(after - before >= 0.149 for before, after in pairwise(began))
     assert letter.attempts == 3
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+
+import pytest
 
 from ... import Context, Service
 from ...broker import Support, TopicSpec, TopicStatus
 from ...errors import BrokerError, BrokerUrlError, ConfigurationError, Unsupported
 from ...outcome import ACK, RELEASE, DeadLetter, Retry
 from .events import NoteTaken, OrderPaid, OrderPlaced, soon
-from .place import Place, ack, collect, failed, message, nothing, numbers, reader, settle, store
+from .place import Place, ack, collect, failed, message, moment, nothing, numbers, reader, settle, store
 from .scenario import promise
 
 
@@ -28,15 +30,22 @@ async def inspect_tells_the_truth(place: Place) -> None:
     await broker.declare([TopicSpec("numbers", "name", 3600.0), TopicSpec("empty")], [])
     assert await figures() == (0, 0, 0, 0, 0, 1)
     assert (await place.status("reader.all")).oldest is None
-    sent = await store(broker, *(message(number) for number in range(10)))
+    began = time.time_ns()
+    await store(broker, *(message(number, time=1) for number in range(2)))
+    at = await moment(place)
+    await store(broker, *(message(number, time=1) for number in range(2, 10)))
     await store(broker, message(type="number.sung"))
     assert await figures() == (10, 0, 0, 0, 0, 1)
-    assert (await place.status("reader.all")).oldest == sent[0].time
+    oldest = (await place.status("reader.all")).oldest
+    assert oldest is not None
+    assert began <= oldest < at
     held = await place.take(feed, 6)
     assert await figures() == (10, 0, 0, 0, 0, 1)
     await ack(feed, held[:2])
     assert await figures() == (8, 0, 0, 2, 0, 1)
-    assert (await place.status("reader.all")).oldest == sent[2].time
+    oldest = (await place.status("reader.all")).oldest
+    assert oldest is not None
+    assert at < oldest <= time.time_ns()
     await settle(feed, [(failed(held[2], "no"), Retry(60, "no")), (failed(held[3], "no"), DeadLetter("no"))])
     assert await figures() == (7, 1, 1, 2, 1, 1)
     await settle(feed, [(held[4], RELEASE), (held[5], ACK)])
@@ -52,16 +61,17 @@ async def inspect_tells_the_truth(place: Place) -> None:
 
 @promise("G1", needs=("history",))
 async def reading_consumes_nothing(place: Place) -> None:
-    """`read` gives a topic's messages as published, from the oldest or from a point in time, to anyone, as often as
-    they like, and no subscription notices."""
+    """`read` gives a topic's messages as published, from the oldest or from those published at a point in time, to
+    anyone, as often as they like, and no subscription notices."""
     broker = await place.broker()
     feed = await place.feed(reader())
-    at = time.time_ns()
-    sent = await store(broker, *(message(number, key=str(number), time=at + number) for number in range(20)))
+    sent = await store(broker, *(message(number, key=str(number), time=2**62) for number in range(15)))
+    at = await moment(place)
+    sent += await store(broker, *(message(number, time=1) for number in range(15, 20)))
     await store(broker, message(99, topic="letters"))
     assert await collect(broker.read("numbers")) == sent
-    assert await collect(broker.read("numbers", since=at + 15)) == sent[15:]
-    assert await collect(broker.read("numbers", since=at + 20)) == []
+    assert await collect(broker.read("numbers", since=at)) == sent[15:]
+    assert await collect(broker.read("numbers", since=await moment(place))) == []
     assert await collect(broker.read("nothing-was-ever-published-here")) == []
     await ack(feed, await place.take(feed, 20))
     assert await collect(broker.read("numbers")) == sent
@@ -188,12 +198,8 @@ async def a_url_is_taken_at_its_word(place: Place) -> None:
         ("nosuchbroker://localhost", "nosuchbroker"),
         ("not a url", "not a url"),
     ):
-        try:
+        with pytest.raises(BrokerUrlError, match=named):
             place.connect(url)
-        except BrokerUrlError as error:
-            assert named in str(error), f"{url}: the error does not name {named}: {error}"
-        else:
-            raise AssertionError(f"{url} was accepted")
 
 
 @promise("G2")
@@ -202,20 +208,19 @@ async def a_broker_that_cannot_be_reached_says_so(place: Place) -> None:
     if place.unreachable is None:
         return
     broker = place.connect(place.unreachable)
-    try:
+    with pytest.raises((BrokerError, ConfigurationError)) as refusal:
         await asyncio.wait_for(broker.open(), 30)
-    except (BrokerError, ConfigurationError) as error:
-        assert len(str(error)) > 20
-    else:
-        await broker.close()
-        raise AssertionError(f"{place.unreachable} was opened")
+    assert len(str(refusal.value)) > 20
 
 
 @promise("G1", needs=("durable",))
 async def namespaces_stay_apart(place: Place) -> None:
     """The same topics and subscriptions on one broker in two namespaces know nothing of each other."""
     joined = place.url + ("&" if "?" in place.url else "?")
-    first, second = await place.another(joined + "namespace=one"), await place.another(joined + "namespace=two")
+    first, second = (
+        await place.another(joined + "namespace=one"),
+        await place.another(joined + "namespace=two"),
+    )
     feeds = [await place.feed(reader(), broker) for broker in (first, second)]
     await store(first, message(1, id="same"))
     await store(second, message(2, id="same"))
@@ -242,7 +247,7 @@ async def what_a_broker_lacks_is_refused(place: Place) -> None:
     async def history() -> None:
         await collect(broker.read("numbers"))
 
-    attempts: list[tuple[Support, str, Callable[[], object]]] = [
+    attempts: list[tuple[Support, str, Callable[[], Awaitable[object]]]] = [
         (can.delay, "delay", lambda: broker.publish([message()], due=time.time_ns() + 10**9)),
         (can.order, "order", lambda: broker.declare([], [reader("reader.ordered", ordered=True)])),
         (can.history, "history", history),
@@ -250,10 +255,6 @@ async def what_a_broker_lacks_is_refused(place: Place) -> None:
         (can.history, "history", lambda: broker.declare([], [reader("reader.past", start="beginning")])),
     ]
     for support, name, attempt in attempts:
-        if support is Support.NONE:
-            try:
-                await attempt()  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
-            except Unsupported as error:
-                assert broker.url.partition(":")[0] in str(error) or name in str(error)
-            else:
-                raise AssertionError(f"the broker has no {name}, and did not say so when it was asked for it")
+        if support == Support.NONE:
+            with pytest.raises(Unsupported, match=name):
+                await attempt()

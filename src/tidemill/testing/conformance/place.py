@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -94,17 +95,22 @@ class Place:
 
     @asynccontextmanager
     async def running(
-        self, service: Service[Any], broker: Broker | None = None, *, grace: float = 5.0, consume: bool = True
-    ) -> AsyncIterator[Service[Any]]:
+        self,
+        service: Service[Any],
+        broker: Broker | None = None,
+        *,
+        grace: float | None = None,
+        consume: bool = True,
+    ) -> AsyncGenerator[Service[Any]]:
         """A service consuming on the scenario's broker, which stays open when the service has drained."""
         kept = KeptOpen(broker or await self.broker())
-        async with service.running(kept, grace=grace, consume=consume) as run:
+        async with service.running(kept, grace=grace or min(5.0, self.patience), consume=consume) as run:
             yield run
 
     # --------------------------------------------------------------- waiting
 
     async def until(self, condition: Callable[[], object], what: str, within: float | None = None) -> None:
-        """Wait until `condition()` (or what it returns to be awaited) is true; fail, saying `what`, if it stays false."""
+        """Wait until `condition()`, or what it returns to be awaited, is true; if it stays false, fail with `what`."""
         limit = within or self.patience
         end = time.monotonic() + limit
         while True:
@@ -141,6 +147,13 @@ class Place:
             return (await self.status(name)).backlog == count
 
         await self.until(done, f"a backlog of {count} on {name}")
+
+
+async def moment(place: Place) -> int:
+    """A point in time that lies between what was done before and what is done after, by any clock."""
+    at = time.time_ns() + 2_000_000
+    await place.until(lambda: time.time_ns() > at + 2_000_000, "four milliseconds pass")
+    return at
 
 
 async def nothing(feed: Feed, seconds: float = ABSENCE) -> None:
@@ -184,15 +197,13 @@ async def collect(messages: AsyncIterator[Message], count: int | None = None) ->
     return found
 
 
-_serial = 0
+_serial = itertools.count(1)
 
 
 def message(number: int = 0, *, key: str | None = None, topic: str = "numbers", **fields: Any) -> Message:
     """A message whose body is `number`, unless `fields` say otherwise."""
-    global _serial
-    _serial += 1
     given: dict[str, Any] = {
-        "id": f"m{_serial}",
+        "id": f"m{next(_serial)}",
         "source": "conformance",
         "type": "number.said",
         "time": time.time_ns(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
+import pytest
 
 from ... import PublishError, Service
 from ...broker import Broker, Receipt, Status, TopicSpec
@@ -26,7 +27,9 @@ async def what_is_published_arrives_unchanged(place: Place) -> None:
         message(body=bytes(range(256)) * 16, content_type="application/octet-stream"),
         message(body='{"text":"Grüße, 世界 🌊"}'.encode()),
         message(body=b'"not JSON', version=2_000_000),
-        message(key="Zoë/ключ 🔑", extensions={"tenant": "Ærøskøbing", "note": "a: b; c=d, \"e\" 'f' %20 \\"}),
+        message(
+            key="Zoë/ключ 🔑", extensions={"tenant": "Ærøskøbing", "note": "a: b; c=d, \"e\" 'f' %20 \\"}
+        ),
         message(key=" blanks around ", extensions={"empty": ""}),
         message(key="k" * 300, extensions={f"x{number}": str(number) for number in range(50)}),
         message(id="id with 'quotes' and ünïcode", source="//other/source?x=1#y", type="a.very-odd_type.V2"),
@@ -153,11 +156,8 @@ async def publishing_after_close_is_refused(place: Place) -> None:
     broker = await place.another()
     await broker.close()
     await broker.close()
-    try:
-        receipts = await broker.publish([message()])
-    except BrokerError:
-        return
-    raise AssertionError(f"a closed broker answered {receipts}")
+    with pytest.raises(BrokerError):
+        await broker.publish([message()])
 
 
 @promise("G2")
@@ -169,12 +169,9 @@ async def a_refused_publish_is_an_error_for_the_caller(place: Place) -> None:
         await service.publish(NoteTaken(1))
         await broker.close()
         for attempt in (service.publish(NoteTaken(2)), service.publish_many([NoteTaken(3), NoteTaken(4)])):
-            try:
+            with pytest.raises(PublishError) as refusal:
                 await attempt
-            except PublishError as error:
-                assert {receipt.status for _, receipt in error.failed} == {Status.NOT_STORED}
-            else:
-                raise AssertionError("published to a closed broker, and nothing was raised")
+            assert {receipt.status for _, receipt in refusal.value.failed} == {Status.NOT_STORED}
 
 
 @promise("G2")
@@ -185,7 +182,10 @@ async def an_abandoned_publish_harms_nobody(place: Place) -> None:
     feed = await place.feed(reader())
     service = Service("shop")
     async with place.running(service):
-        tasks = [asyncio.create_task(service.publish_many([NoteTaken(n), NoteTaken(n + 1)])) for n in range(0, 40, 2)]
+        tasks = [
+            asyncio.create_task(service.publish_many([NoteTaken(n), NoteTaken(n + 1)]))
+            for n in range(0, 40, 2)
+        ]
         others = [asyncio.create_task(_publish(broker, number)) for number in range(20)]
         await asyncio.sleep(0)
         for task in tasks[::2]:

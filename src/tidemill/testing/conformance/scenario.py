@@ -84,7 +84,7 @@ def missing(needs: tuple[Need, ...], capabilities: Capabilities) -> list[str]:
             case "processes":
                 there = capabilities.processes
             case _:
-                there = getattr(capabilities, need) is not Support.NONE
+                there = getattr(capabilities, need) != Support.NONE
         if not there:
             found.append(need)
     return found

@@ -6,7 +6,7 @@ import random
 import time
 
 from ...broker import Feed, Settlement
-from ...message import Delivery, Message
+from ...message import Delivery, Failure, Message
 from ...outcome import ACK, RELEASE, DeadLetter, Retry
 from .place import MAX_BYTES, Place, ack, failed, message, nothing, numbers, reader, settle, store
 from .scenario import promise
@@ -31,6 +31,7 @@ async def a_retry_comes_back_with_its_history(place: Place) -> None:
     """The attempt is one more, the history holds every failure as it was given, and the message is the same."""
     feed = await place.feed(reader())
     (sent,) = await store(await place.broker(), message(1, extensions={"tenant": "Ærø"}))
+    given: tuple[Failure, ...] = ()
     errors = ["ValueError: Grüße 🌊", "OSError: 'quotes' and \\", "KeyError"]
     for attempt, error in enumerate(errors, 1):
         (delivery,) = await place.take(feed, 1)
@@ -83,7 +84,11 @@ async def attempts_survive_a_restart(place: Place) -> None:
     assert [failure.error for failure in delivered[0].history] == ["one"]
     (last,) = await place.take(feed, 1)
     assert time.monotonic() - began >= 0.59
-    assert (int(last.message.body), last.attempt, [failure.error for failure in last.history]) == (2, 2, ["two"])
+    assert (int(last.message.body), last.attempt, [failure.error for failure in last.history]) == (
+        2,
+        2,
+        ["two"],
+    )
 
 
 @promise("G10")
@@ -193,6 +198,40 @@ async def settling_a_part_settles_that_part(place: Place) -> None:
     await nothing(again, 0.05)
 
 
+@promise("G1", "G3")
+async def a_takeover_forgets_nothing(place: Place) -> None:
+    """A feed takes over what another had, older than what it holds itself, and settles some of it, in any order: what
+    it has not settled comes again after it closes, whatever lies before and after in the topic."""
+    broker = await place.broker()
+    seed = random.randrange(1_000_000)
+    draw = random.Random(seed)
+    waiting: set[int] = set()
+    count = 0
+    for round_ in range(8):
+        first, second = await place.feed(reader()), await place.feed(reader())
+        held: list[Delivery] = []
+        end = time.monotonic() + place.patience
+        while len(held) < 10:  # until the two have shared out what there is to share
+            assert time.monotonic() < end, (
+                f"nothing for the first of two feeds in round {round_}, seed {seed}"
+            )
+            await store(broker, *(message(number, key=str(number)) for number in range(count, count + 20)))
+            waiting.update(range(count, count + 20))
+            count += 20
+            held += await first.fetch(draw.randint(1, 60), 0.01, MAX_BYTES)
+        await second.close()
+        held += await place.take(first, len(waiting) - len(held))
+        assert sorted(numbers(held)) == sorted(waiting), f"round {round_}, seed {seed}"
+        draw.shuffle(held)
+        for delivery in held[: draw.choice((1, 1, draw.randint(1, len(held) - 1)))]:
+            await ack(first, [delivery])
+            waiting.remove(int(delivery.message.body))
+        await first.close()
+    last = await place.feed(reader())
+    assert sorted(numbers(await place.take(last, len(waiting)))) == sorted(waiting), f"seed {seed}"
+    await nothing(last, 0.05)
+
+
 @promise("G3", "G12")
 async def a_late_settlement_is_reported_and_does_not_count(place: Place) -> None:
     """What a feed settles after it gave it back, or a second time, is returned as late; the run that holds the
@@ -217,6 +256,23 @@ async def a_late_settlement_is_reported_and_does_not_count(place: Place) -> None
     assert (await place.status("reader.all")).acked == 3
 
 
+@promise("G12")
+async def a_lease_is_kept_while_a_handler_is_slow(place: Place) -> None:
+    """Three times as long as the lease, and with the event loop blocked for longer than it: what is held stays held,
+    nobody else gets it, and its settlement counts."""
+    broker = await place.broker()
+    shared = await place.another() if broker.capabilities.processes else broker
+    slow, other = reader(lease=0.4), reader(lease=0.4)
+    feed = await place.feed(slow)
+    await store(broker, message(1, key="a"), message(2, key="b"))
+    held = await place.take(feed, 2)
+    waiting = await place.feed(other, shared)
+    time.sleep(0.7)  # noqa: ASYNC251  what a handler that blocks the loop does
+    await nothing(waiting, 0.5)
+    await ack(feed, held)
+    assert (await place.status("reader.all")).acked == 2
+
+
 @promise("G3")
 async def a_mixed_batch_settles_each_its_own_way(place: Place) -> None:
     """Acknowledged, retried, given up and released in one call."""
@@ -234,7 +290,13 @@ async def a_mixed_batch_settles_each_its_own_way(place: Place) -> None:
     assert [(int(delivery.message.body), delivery.attempt) for delivery in again] == expected
     assert sorted(int(letter.message.body) for letter in await broker.dead_letters()) == list(range(2, 40, 4))
     status = await place.status("reader.all")
-    assert (status.backlog, status.retrying, status.dead, status.acked, status.retried) == (20, 10, 10, 10, 10)
+    assert (status.backlog, status.retrying, status.dead, status.acked, status.retried) == (
+        20,
+        10,
+        10,
+        10,
+        10,
+    )
 
 
 @promise("G3", "G1")
@@ -257,7 +319,9 @@ async def random_outcomes_add_up(place: Place) -> None:
             count = min(draw.randint(1, 60), total - len(sent))
             sent += await store(broker, *(message(key=str(draw.randrange(100))) for _ in range(count)))
         which = draw.randrange(3)
-        deliveries = await feeds[which].fetch(draw.randint(1, 80), 0.0 if len(sent) < total else 0.01, MAX_BYTES)
+        deliveries = await feeds[which].fetch(
+            draw.randint(1, 80), 0.0 if len(sent) < total else 0.01, MAX_BYTES
+        )
         for delivery in deliveries:
             identity = delivery.message.id
             assert identity not in ended, f"delivered after it was {ended.get(identity)} (seed {seed})"

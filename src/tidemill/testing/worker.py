@@ -1,0 +1,205 @@
+"""The child process of scenarios with real processes: `python -m tidemill.testing.worker consume|publish URL LOG …`.
+
+It writes what it did to LOG, a JSON object a line, each by one append: what several processes write at once stays
+whole, and what was written is there however the process ends. `History` reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from ..broker import connect
+from ..clock import SystemClock
+from ..context import Context
+from ..event import Topic, event
+from ..message import Message
+from ..outcome import RetryPolicy
+from ..runtime import run_until_signal
+from ..service import Service
+
+steps = Topic("steps", key="key")
+
+
+@event("step.taken", topic=steps)
+class StepTaken:
+    """Number `number` of its key; numbers of a key begin with 0 and have no gaps."""
+
+    key: str
+    number: int
+    fails: int = 0
+    """How often its handler fails before it succeeds."""
+
+
+class Fact(msgspec.Struct, frozen=True):
+    """Something that happened in a child process."""
+
+    what: str
+    """`ready`, `began`, `ended`, `failed`, `draining`; of publishers `confirmed`, `done`."""
+    pid: int
+    at: int
+    """Nanoseconds since 1970."""
+    id: str = ""
+    key: str = ""
+    number: int = -1
+    attempt: int = 0
+    published: int = 0
+    """When the event was published, as the event says."""
+
+
+class History:
+    """The facts in a log, and those that were added since it was last looked at."""
+
+    def __init__(self, log: Path) -> None:
+        self.facts: list[Fact] = []
+        self._log = log
+        self._offset = 0
+        self._decode = msgspec.json.Decoder(Fact).decode
+
+    def look(self) -> list[Fact]:
+        """Read what is new, and return it."""
+        if not self._log.exists():
+            return []
+        with self._log.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        new = [self._decode(line) for line in whole.splitlines()]
+        self.facts += new
+        return new
+
+    def of(self, what: str) -> list[Fact]:
+        """All facts of a kind so far."""
+        self.look()
+        return [fact for fact in self.facts if fact.what == what]
+
+
+class _Log:
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._encode = msgspec.json.Encoder().encode
+        self._pid = os.getpid()
+
+    def tell(
+        self, what: str, message: Message | None = None, step: StepTaken | None = None, attempt: int = 0
+    ) -> None:
+        fact = Fact(
+            what,
+            self._pid,
+            time.time_ns(),
+            message.id if message else "",
+            step.key if step else "",
+            step.number if step else -1,
+            attempt,
+            message.time if message else 0,
+        )
+        os.write(self._file, self._encode(fact) + b"\n")
+
+
+async def consume(url: str, log: _Log, options: argparse.Namespace) -> None:
+    """Handle steps until SIGTERM."""
+    service = Service("walker")
+    low, high = options.slow
+    policy = RetryPolicy(attempts=options.attempts, immediate=0, base=0.02, factor=1, cap=0.02)
+
+    @service.on(StepTaken, name="walk", start="beginning", concurrency=options.concurrency, retry=policy)
+    async def walk(step: StepTaken, ctx: Context) -> None:
+        log.tell("began", ctx.message, step, ctx.attempt)
+        if step.number in options.dies_at:
+            os._exit(77)
+        if step.number >= options.hangs_from:
+            await asyncio.Event().wait()
+        if high:
+            await asyncio.sleep(random.uniform(low, high))
+        if ctx.attempt <= step.fails:
+            log.tell("failed", ctx.message, step, ctx.attempt)
+            raise OSError(f"attempt {ctx.attempt} of step {step.number} fails on purpose")
+        log.tell("ended", ctx.message, step, ctx.attempt)
+
+    (spec,) = service.handlers
+    spec.subscription = msgspec.structs.replace(spec.subscription, lease=options.lease)
+    await run_until_signal(
+        [service],
+        url,
+        grace=options.grace,
+        ready=lambda _: log.tell("ready"),
+        draining=lambda _: log.tell("draining"),
+    )
+
+
+async def publish(url: str, log: _Log, options: argparse.Namespace) -> None:
+    """Publish the steps of each key up to `last`, in batches, and tell of each once it is confirmed.
+
+    Ids follow from key and number, so that a publisher that is started again repeats what is not known to be stored.
+    """
+    clock = SystemClock()
+    broker = connect(url, clock)
+    service = Service("walker-feet")
+    draw = random.Random(options.seed)
+    left = {name: int(first or 0) for name, _, first in (key.partition("=") for key in options.keys)}
+    async with service.running(broker, consume=False):
+        log.tell("ready")
+        while left:
+            batch = draw.sample(sorted(left), min(len(left), options.batch))
+            publishing: list[tuple[StepTaken, asyncio.Task[Message]]] = []
+            for key in batch:
+                step = StepTaken(key, left[key], fails_of(key, left[key]) if options.failing else 0)
+                identity = f"{key}-{step.number}"
+                publishing.append((step, asyncio.create_task(service.publish(step, id=identity))))
+            for step, task in publishing:
+                log.tell("confirmed", await task, step)
+                left[step.key] += 1
+                if left[step.key] > options.last:
+                    del left[step.key]
+            if options.pace:
+                await asyncio.sleep(options.pace)
+        log.tell("done")
+
+
+def fails_of(key: str, number: int) -> int:
+    """How often a step fails: most never, some once or twice, a few for ever."""
+    roll = random.Random(f"{key}-{number}").random()
+    return 99 if roll < 0.01 else 2 if roll < 0.03 else 1 if roll < 0.08 else 0
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Be the process that the arguments describe."""
+    parser = argparse.ArgumentParser(prog="tidemill.testing.worker")
+    commands = parser.add_subparsers(dest="command", required=True)
+    consumer = commands.add_parser("consume")
+    publisher = commands.add_parser("publish")
+    for command in (consumer, publisher):
+        command.add_argument("url")
+        command.add_argument("log")
+    consumer.add_argument("--concurrency", type=int, default=16)
+    consumer.add_argument("--attempts", type=int, default=8)
+    consumer.add_argument("--slow", type=float, nargs=2, default=(0.0, 0.0), help="seconds a handler takes")
+    consumer.add_argument(
+        "--hangs-from", type=int, default=sys.maxsize, help="the number whose handler hangs"
+    )
+    consumer.add_argument("--dies-at", type=int, nargs="*", default=(), help="numbers that end the process")
+    consumer.add_argument("--lease", type=float, default=30.0)
+    consumer.add_argument("--grace", type=float, default=5.0)
+    publisher.add_argument("--keys", nargs="+", default=["a"], help="each with its first number: a b=17")
+    publisher.add_argument("--last", type=int, default=sys.maxsize)
+    publisher.add_argument("--batch", type=int, default=8)
+    publisher.add_argument("--pace", type=float, default=0.0)
+    publisher.add_argument("--seed", type=int, default=0)
+    publisher.add_argument("--failing", action="store_true")
+    options = parser.parse_args(arguments)
+    asyncio.run(
+        (consume if options.command == "consume" else publish)(options.url, _Log(options.log), options)
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
