@@ -10,8 +10,8 @@ import pytest
 
 from tidemill import publisher as module
 from tidemill.broker import STORED, Capabilities, Receipt, Status
-from tidemill.errors import BrokerError, InvalidMessage, PublishError
-from tidemill.message import MAX_BODY, Message
+from tidemill.errors import BrokerError, PublishError
+from tidemill.message import Message
 from tidemill.publisher import Publisher
 
 
@@ -99,18 +99,6 @@ def test_a_broker_that_stored_nothing_is_told_apart_from_one_that_did_not_answer
     silent = asyncio.run(publish(Silent()))
     assert silent.failed[0][1].status is Status.UNKNOWN
     assert "did not confirm within 0.02 s" in str(silent)
-
-
-def test_what_no_broker_could_carry_never_leaves() -> None:
-    broker = FakeBroker()
-
-    async def main() -> None:
-        publisher = Publisher(broker)  # type: ignore[arg-type]
-        with pytest.raises(InvalidMessage, match="Nothing was stored"):
-            await publisher.publish_many([message(1), message(2, bytes(MAX_BODY + 1))])
-
-    asyncio.run(main())
-    assert broker.batches == []
 
 
 def test_a_cancelled_caller_leaves_the_others_alone() -> None:

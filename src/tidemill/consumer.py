@@ -17,10 +17,10 @@ import random
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context as Variables
 from contextvars import copy_context
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from .broker import Feed, Settlement
 from .clock import Clock, Timer
@@ -73,7 +73,8 @@ class Consumer:
         self.released = 0
         self._feed = feed
         self._clock = clock
-        self._handle = compose(spec.use, spec.handle())
+        # What a user's middleware returns may be anything.
+        self._handle: Callable[[Delivery], Awaitable[object]] = compose(spec.use, spec.handle())
         self._timeout = None if spec.timeout is None else round(spec.timeout * 1e9)
         self._min_window = 2 * spec.concurrency
         self._window = self._min_window
@@ -311,12 +312,14 @@ class Consumer:
         """Run the pipeline once. Total: whatever it returns or raises becomes an outcome."""
         current.set(delivery)
         try:
-            outcome = cast(object, await self._handle(delivery))  # a user's middleware may return anything
+            outcome = await self._handle(delivery)
         except asyncio.CancelledError as error:
             return self._cancelled(delivery, error)
         except BaseException as error:
             return self._failed(delivery, error)
-        if outcome is ACK or isinstance(outcome, Ack | Retry | DeadLetter | Release):
+        if outcome is ACK:
+            return ACK
+        if isinstance(outcome, Ack | Retry | DeadLetter | Release):
             return outcome
         return self._failed(delivery, TypeError(f"a middleware returned {type(outcome).__name__}, which is no outcome"))
 

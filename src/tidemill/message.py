@@ -84,10 +84,11 @@ class Failure(msgspec.Struct, frozen=True):
                 msgspec.structs.force_setattr(self, name, text.encode("utf-8", "backslashreplace").decode())
 
 
-class Delivery(msgspec.Struct):
+class Delivery(msgspec.Struct, gc=False):
     """One attempt to hand one message to one subscription.
 
-    `token` belongs to the adapter that made the delivery and means nothing to anyone else.
+    `token` belongs to the adapter that made the delivery and means nothing to anyone else. It must not lead back to
+    the delivery, as the garbage collector does not look into deliveries: there are hundreds of thousands a second.
     """
 
     message: Message

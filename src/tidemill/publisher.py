@@ -9,7 +9,7 @@ from typing import cast
 from .broker import STORED, Broker, Receipt, Status, TopicSpec
 from .errors import BrokerError, PublishError
 from .event import Topic
-from .message import Message, check
+from .message import Message
 
 CONFIRM = 10.0
 """Seconds to wait for the broker's confirmation: longer than any healthy commit, short enough for a web request.
@@ -25,6 +25,8 @@ IN_FLIGHT = 2
 
 class Publisher:
     """Publishes messages through one broker. Every method returns when the broker has confirmed.
+
+    The messages must be ones that `message.check` lets pass, as those of `codec.to_message` are.
 
     Concurrent callers share a batch: what is waiting when the previous batch is confirmed goes next, so a batch is
     as large as the load makes it and a lone caller never waits for company.
@@ -44,9 +46,8 @@ class Publisher:
     async def publish(self, message: Message, due: int | None = None) -> Receipt:
         """Store one message; with `due` (nanoseconds since 1970) it appears on its topic then.
 
-        Raises `InvalidMessage` (nothing left), or `PublishError`, which says whether it is stored.
+        Raises `PublishError`, which says whether it is stored.
         """
-        check(message)
         if self._direct or due is not None:
             receipt = (await self._send((message,), due))[0]
         else:
@@ -69,10 +70,8 @@ class Publisher:
     async def publish_many(self, messages: Sequence[Message], due: int | None = None) -> list[Receipt]:
         """Store many messages, in order; the fast way for one caller.
 
-        Raises `InvalidMessage` (nothing left), or `PublishError`, which says per message what is known.
+        Raises `PublishError`, which says per message what is known.
         """
-        for message in messages:
-            check(message)
         receipts: list[Receipt] = []
         for start in range(0, len(messages), MAX_BATCH):
             receipts += await self._send(messages[start : start + MAX_BATCH], due)

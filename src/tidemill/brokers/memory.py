@@ -152,7 +152,7 @@ class _Backlog:
                     state.waiting.append(delivery)
                     continue
                 state.in_flight += 1
-            delivery.token = feed
+            delivery.token = feed.number
             in_flight[delivery.position] = delivery
             taken.append(delivery)
         return taken
@@ -273,7 +273,8 @@ def _again(delivery: Delivery, attempt: int) -> Delivery:
 class MemoryFeed:
     """One consumer of one subscription. See `tidemill.broker.Feed`."""
 
-    def __init__(self, backlog: _Backlog) -> None:
+    def __init__(self, backlog: _Backlog, number: int) -> None:
+        self.number = number
         self._backlog = backlog
         self._closed = False
 
@@ -303,7 +304,7 @@ class MemoryFeed:
         self._closed = True
         backlog = self._backlog
         backlog.feeds.discard(self)
-        held = [delivery for delivery in backlog.in_flight.values() if delivery.token is self]
+        held = [delivery for delivery in backlog.in_flight.values() if delivery.token == self.number]
         backlog.settle([(delivery, Release()) for delivery in reversed(held)])
         backlog.wake()
 
@@ -396,7 +397,7 @@ class MemoryBroker:
 
     async def subscribe(self, subscription: Subscription) -> MemoryFeed:
         backlog = self._subscriptions[subscription.name]
-        feed = MemoryFeed(backlog)
+        feed = MemoryFeed(backlog, next(self._serial))
         backlog.feeds.add(feed)
         return feed
 
