@@ -27,6 +27,11 @@ test: mermaid ## run the tests                     (ARGS="-k retry" go to pytest
 	$(setup) test
 	@$(bin)/python -m pytest $(ARGS)
 
+.PHONY: torture
+torture: ## kill processes for a while        (ARGS="--seed 1 --kills 1000 --seconds 300")
+	$(setup) test
+	@$(bin)/python -m tests.torture.kills $(ARGS)
+
 .PHONY: test-pythons
 test-pythons: mermaid ## run the tests on every other Python found
 	$(setup) test

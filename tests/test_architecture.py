@@ -22,7 +22,7 @@ LAYERS = [
     ["event"],
     ["codec", "cloudevents"],
     ["telemetry", "broker"],
-    ["pipeline", "context"],
+    ["pipeline", "context", "lanes", "watchdog", "steps"],
     ["handler"],
     ["publisher", "consumer"],
     ["runtime"],

@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from tidemill import Ack, BrokerError, Context, DeadLetter, Delivery, Message, Outcome, Release, Retry, Service, Topic, event
+from tidemill import (
+    Ack,
+    BrokerError,
+    Context,
+    DeadLetter,
+    Delivery,
+    Message,
+    Outcome,
+    Release,
+    Retry,
+    Service,
+    Topic,
+    event,
+)
 from tidemill.broker import Settlement
 from tidemill.clock import SystemClock
 from tidemill.consumer import MAX_WINDOW, Consumer
@@ -72,12 +85,19 @@ class FakeFeed:
 
 def keyed(position: int, key: str, attempt: int = 1) -> Delivery:
     body = b'{"key": "%s", "number": %d}' % (key.encode(), position)
-    return Delivery(Message(f"id-{position}", "test", "thing.happened", "things", 1, body, 1, key), "s.h", attempt, position)
+    return Delivery(
+        Message(f"id-{position}", "test", "thing.happened", "things", 1, body, 1, key),
+        "s.h",
+        attempt,
+        position,
+    )
 
 
 def unkeyed(position: int, attempt: int = 1) -> Delivery:
     body = b'{"number": %d}' % position
-    return Delivery(Message(f"id-{position}", "test", "plain.thing", "plain", 1, body), "s.h", attempt, position)
+    return Delivery(
+        Message(f"id-{position}", "test", "plain.thing", "plain", 1, body), "s.h", attempt, position
+    )
 
 
 def consuming(
@@ -136,7 +156,9 @@ def test_while_outcomes_cannot_be_recorded_fetching_stops() -> None:
     "error", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, BaseException]
 )
 @pytest.mark.parametrize("waits", [False, True])
-def test_whatever_a_handler_raises_is_an_outcome_and_the_others_go_on(error: type[BaseException], waits: bool) -> None:
+def test_whatever_a_handler_raises_is_an_outcome_and_the_others_go_on(
+    error: type[BaseException], waits: bool
+) -> None:
     async def handler(event: PlainThing) -> None:
         if waits:
             await asyncio.sleep(0)
@@ -216,7 +238,7 @@ def test_a_handler_past_its_time_is_cancelled_and_tried_again() -> None:
 
 
 def test_a_handler_that_will_not_end_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidemill.consumer.ABANDON_AFTER", 0.03)
+    monkeypatch.setattr("tidemill.watchdog.ABANDON_AFTER", 0.03)
     let_go = asyncio.Event()
 
     async def handler(event: PlainThing) -> None:

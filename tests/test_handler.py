@@ -56,7 +56,11 @@ def takes_placed_in_a_thread(event: OrderPlaced) -> None: ...
 
 def test_one_event_several_a_union_or_a_topic() -> None:
     subscription = declare(takes_placed, OrderPlaced).handlers[0].subscription
-    assert (subscription.name, subscription.topic, subscription.types) == ("shop.takes_placed", "orders", ("order.placed",))
+    assert (subscription.name, subscription.topic, subscription.types) == (
+        "shop.takes_placed",
+        "orders",
+        ("order.placed",),
+    )
     assert subscription.ordered
     both = ("order.paid", "order.placed")
     assert declare(takes_either, OrderPlaced, OrderPaid).handlers[0].subscription.types == both

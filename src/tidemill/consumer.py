@@ -17,20 +17,23 @@ import random
 import time
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context as Variables
 from contextvars import copy_context
 from typing import Any, Final
 
 from .broker import Feed, Settlement
-from .clock import Clock, Timer
+from .clock import Clock
 from .context import current
 from .errors import BrokerError
 from .handler import HandlerSpec
+from .lanes import Lanes
 from .message import Delivery, Failure
 from .outcome import ACK, RELEASE, Ack, DeadLetter, Outcome, Release, Retry, describe
 from .pipeline import compose
+from .steps import Rest
 from .telemetry import emit
+from .watchdog import ABANDON_AFTER, Running, Watchdog
 
 MAX_BUFFER: Final = 64 * 1024 * 1024
 """Most bytes of fetched and unsettled bodies: 64 MiB a subscription."""
@@ -44,23 +47,8 @@ hold little, so that another process finds something to do."""
 
 FETCH_WAIT: Final = 1.0
 YIELD_EVERY: Final = 64
-ABANDON_AFTER: Final = 10.0
-"""Seconds a cancelled handler has to end before it is left to itself."""
 
 _TRACEBACK: Final = 4096
-
-
-class _Running:
-    """A handler that is waiting for something."""
-
-    __slots__ = ("abandoned", "deadline", "delivery", "reason", "task")
-
-    def __init__(self, delivery: Delivery, task: asyncio.Task[Any], deadline: int | None) -> None:
-        self.delivery = delivery
-        self.task = task
-        self.deadline = deadline
-        self.reason: str | None = None
-        self.abandoned = False
 
 
 class Consumer:
@@ -75,25 +63,17 @@ class Consumer:
         self._clock = clock
         # What a user's middleware returns may be anything.
         self._handle: Callable[[Delivery], Awaitable[object]] = compose(spec.use, spec.handle())
-        self._timeout = None if spec.timeout is None else round(spec.timeout * 1e9)
         self._min_window = 2 * spec.concurrency
         self._window = self._min_window
         self._open = 0
         self._open_bytes = 0
         self._ready: deque[Delivery] = deque()
-        # key -> followers of the event that is ready or running.
-        self._lanes: dict[str, deque[Delivery]] | None = {} if spec.subscription.ordered else None
-        # key -> events of it on their way back. Whatever else arrives of such a key goes back too, until the broker
-        # has recorded them all and holds the key's events in order by itself.
-        self._blocked: dict[str, int] = {}
+        self._lanes = Lanes() if spec.subscription.ordered else None
         self._outcomes: list[Settlement] = []
-        self._running: dict[int, _Running] = {}
+        self._watchdog = Watchdog(clock, spec.timeout, self._abandon)
         self._idle: deque[asyncio.Future[None]] = deque()
         self._wanted: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
-        self._quiet: asyncio.Future[None] | None = None
-        self._watchdog: Timer | None = None
-        self._watched = 0
         self._stopping = False
         self._force = asyncio.Event()
         self._workers: set[asyncio.Task[None]] = set()
@@ -119,12 +99,12 @@ class Consumer:
     @property
     def running(self) -> int:
         """Handlers that are waiting for something right now."""
-        return len(self._running)
+        return len(self._watchdog.running)
 
     @property
     def at_work(self) -> list[tuple[Delivery, int | None]]:
         """The deliveries of those handlers, each with the time (nanoseconds since 1970) its timeout comes."""
-        return [(running.delivery, running.deadline) for running in self._running.values()]
+        return [(running.delivery, running.deadline) for running in self._watchdog.running.values()]
 
     def force(self) -> None:
         """Make a drain that is under way cancel what still runs."""
@@ -140,18 +120,16 @@ class Consumer:
             self._fetcher.cancel()
             await asyncio.wait([self._fetcher])
         self._give_back()
-        if self._running and not await self._finished_within(grace):
-            for running in tuple(self._running.values()):
-                if running.reason is None:
-                    running.reason = "drain"
-                    running.task.cancel()
-            if not await self._finished_within(1.0, forced=True):
-                for running in tuple(self._running.values()):
-                    self._abandon(running, RELEASE)
+        watchdog = self._watchdog
+        if not await watchdog.quiet(grace, unless=self._force):
+            for running in tuple(watchdog.running.values()):
+                running.cancel("drain")
+            if not await watchdog.quiet(1.0):
+                for running in tuple(watchdog.running.values()):
+                    watchdog.give_up(running)
+        watchdog.stop()
         for worker in self._workers:
             worker.cancel()
-        if self._watchdog is not None:
-            self._watchdog.cancel()
         if self._settler is not None:
             self._wake_settler()
             # A broker that is away must not keep the process: what it has not recorded is delivered again.
@@ -163,23 +141,11 @@ class Consumer:
     def _give_back(self) -> None:
         waiting = list(self._ready)
         self._ready.clear()
-        for followers in (self._lanes or {}).values():
-            waiting += followers
-            followers.clear()
+        if self._lanes is not None:
+            waiting += self._lanes.empty()
         self._outcomes += [(delivery, RELEASE) for delivery in waiting]
         self.released += len(waiting)
         self._wake_settler()
-
-    async def _finished_within(self, seconds: float, forced: bool = False) -> bool:
-        if not self._running:
-            return True
-        self._quiet = self._loop.create_future()
-        stop = asyncio.ensure_future(self._force.wait())
-        await asyncio.wait(
-            (self._quiet,) if forced else (self._quiet, stop), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
-        )
-        stop.cancel()
-        return not self._running
 
     # ----------------------------------------------------------------- fetch
 
@@ -215,22 +181,11 @@ class Consumer:
     def _take(self, deliveries: list[Delivery]) -> None:
         self._open += len(deliveries)
         self._open_bytes += sum([len(delivery.message.body) for delivery in deliveries])
-        ready = self._ready
         if self._lanes is None:
-            ready.extend(deliveries)
-        else:
-            lanes = self._lanes
-            for delivery in deliveries:
-                key = delivery.message.key
-                if key is None:
-                    ready.append(delivery)
-                elif key in self._blocked:
-                    self._finish(delivery, RELEASE)
-                elif key in lanes:
-                    lanes[key].append(delivery)
-                else:
-                    lanes[key] = deque()
-                    ready.append(delivery)
+            self._ready.extend(deliveries)
+        elif back := self._lanes.sort(deliveries, self._ready):
+            self._outcomes += back
+            self._wake_settler()
         self._wake_worker()
 
     async def _pause(self, event: str, failures: int, **fields: Any) -> None:
@@ -269,7 +224,7 @@ class Consumer:
             except StopIteration as done:
                 outcome: Outcome = done.value
             else:
-                running = _Running(delivery, self._my_task(), self._deadline())
+                running = self._watchdog.enter(delivery)
                 outcome = await self._continue(running, coroutine, variables, waiting_for)
                 if running.abandoned:
                     return  # another worker has taken this one's place, and the delivery is settled
@@ -283,30 +238,18 @@ class Consumer:
             if count % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
 
-    def _my_task(self) -> asyncio.Task[Any]:
-        task = asyncio.current_task()
-        assert task is not None
-        return task
-
-    def _deadline(self) -> int | None:
-        return None if self._timeout is None else self._clock.now() + self._timeout
-
     async def _continue(
-        self, running: _Running, coroutine: Coroutine[Any, Any, Outcome], variables: Variables, waiting_for: Any
+        self,
+        running: Running,
+        coroutine: Coroutine[Any, Any, Outcome],
+        variables: Variables,
+        waiting_for: Any,
     ) -> Outcome:
-        self._running[id(running.delivery)] = running
-        # While a cancelled handler is given time to end, the watchdog sleeps longer than a new one may take.
-        if running.deadline is not None and (self._watchdog is None or running.deadline < self._watched):
-            self._watch(running.deadline)
         self._wake_worker()
         try:
-            return await _Rest(coroutine, variables, waiting_for)
+            return await Rest(coroutine, variables, waiting_for)
         finally:
-            self._running.pop(id(running.delivery), None)
-            if running.reason is not None:
-                running.task.uncancel()
-            if not self._running and self._quiet is not None and not self._quiet.done():
-                self._quiet.set_result(None)
+            self._watchdog.leave(running)
 
     async def _attempt(self, delivery: Delivery) -> Outcome:
         """Run the pipeline once. Total: whatever it returns or raises becomes an outcome."""
@@ -321,13 +264,17 @@ class Consumer:
             return ACK
         if isinstance(outcome, Ack | Retry | DeadLetter | Release):
             return outcome
-        return self._failed(delivery, TypeError(f"a middleware returned {type(outcome).__name__}, which is no outcome"))
+        return self._failed(
+            delivery, TypeError(f"a middleware returned {type(outcome).__name__}, which is no outcome")
+        )
 
     def _cancelled(self, delivery: Delivery, error: BaseException) -> Outcome:
-        running = self._running.get(id(delivery))
-        match running and running.reason:
+        running = self._watchdog.running.get(id(delivery))
+        match running and running.cancelled_for:
             case "timeout":
-                return self._failed(delivery, TimeoutError(f"the handler took longer than {self.spec.timeout:g} s"))
+                return self._failed(
+                    delivery, TimeoutError(f"the handler took longer than {self.spec.timeout:g} s")
+                )
             case "drain":
                 return RELEASE
             case _:
@@ -349,18 +296,20 @@ class Consumer:
             self._wake_settler()
         if outcome is not ACK:
             self._tell(delivery, outcome)
-        key = delivery.message.key
-        if self._lanes is None or key is None:
-            return
-        if isinstance(outcome, Retry | Release):
-            followers = self._lanes.pop(key, ())
-            self._blocked[key] = self._blocked.get(key, 0) + 1 + len(followers)
-            self._outcomes += [(follower, RELEASE) for follower in followers]
-        elif followers := self._lanes[key]:
-            self._ready.append(followers.popleft())
+        if self._lanes is not None:
+            self._outcomes += self._lanes.finish(delivery, outcome, self._ready)
             self._wake_worker()
-        else:
-            del self._lanes[key]
+
+    def _abandon(self, running: Running) -> None:
+        self._workers.discard(running.task)
+        if self._stopping:
+            self._finish(running.delivery, RELEASE)
+            return
+        delivery = running.delivery
+        emit("delivery.abandoned", subscription=self.name, message=delivery.message.id, seconds=ABANDON_AFTER)
+        error = TimeoutError(f"the handler did not end within {ABANDON_AFTER:g} s of being cancelled")
+        self._finish(delivery, self._failed(delivery, error))
+        self._add_worker()
 
     def _tell(self, delivery: Delivery, outcome: Outcome) -> None:
         match outcome:
@@ -384,48 +333,6 @@ class Consumer:
             case _:
                 pass
 
-    # -------------------------------------------------------------- watchdog
-
-    def _watch(self, deadline: int) -> None:
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-        self._watched = deadline
-        self._watchdog = self._clock.call_later(max(0, deadline - self._clock.now()) / 1e9, self._check_deadlines)
-
-    def _check_deadlines(self) -> None:
-        self._watchdog = None
-        now = self._clock.now()
-        earliest: int | None = None
-        for running in tuple(self._running.values()):
-            if running.deadline is None:
-                continue
-            if running.deadline <= now:
-                if running.reason is None:
-                    running.reason = "timeout"
-                    running.task.cancel()
-                    running.deadline = now + round(ABANDON_AFTER * 1e9)
-                else:
-                    emit(
-                        "delivery.abandoned",
-                        subscription=self.name,
-                        message=running.delivery.message.id,
-                        seconds=ABANDON_AFTER,
-                    )
-                    late = TimeoutError(f"the handler did not end within {ABANDON_AFTER:g} s of being cancelled")
-                    self._abandon(running, self._failed(running.delivery, late))
-                    continue
-            earliest = running.deadline if earliest is None else min(earliest, running.deadline)
-        if earliest is not None:
-            self._watch(earliest)
-
-    def _abandon(self, running: _Running, outcome: Outcome) -> None:
-        running.abandoned = True
-        del self._running[id(running.delivery)]
-        self._workers.discard(running.task)
-        self._finish(running.delivery, outcome)
-        if not self._stopping:
-            self._add_worker()
-
     # ---------------------------------------------------------------- settle
 
     def _wake_settler(self) -> None:
@@ -436,7 +343,7 @@ class Consumer:
     async def _settle_all(self) -> None:
         while True:
             while not self._outcomes:
-                if self._stopping and not self._running and not self._ready:
+                if self._stopping and not self._watchdog.running and not self._ready:
                     return
                 self._wanted = self._loop.create_future()
                 await self._wanted
@@ -445,20 +352,12 @@ class Consumer:
             self.handled += len(batch)
             self._open -= len(batch)
             self._open_bytes -= sum([len(delivery.message.body) for delivery, _ in batch])
-            if self._blocked:
-                for delivery, outcome in batch:
-                    if isinstance(outcome, Retry | Release):
-                        self._unblock(delivery.message.key)
+            if self._lanes is not None:
+                self._lanes.recorded(batch)
             for delivery in late:
                 emit("delivery.late", subscription=self.name, message=delivery.message.id)
             if self._room is not None and not self._room.done() and self._open * 2 <= self._window:
                 self._room.set_result(None)
-
-    def _unblock(self, key: str | None) -> None:
-        if key is not None and key in self._blocked:
-            self._blocked[key] -= 1
-            if not self._blocked[key]:
-                del self._blocked[key]
 
     async def _record(self, batch: list[Settlement]) -> list[Delivery]:
         """Hand outcomes to the broker until it has them: a broker that is away for a while loses none."""
@@ -469,27 +368,3 @@ class Consumer:
             except Exception as error:
                 failures += 1
                 await self._pause("settle.failed", failures, count=len(batch), error=describe(error))
-
-
-class _Rest:
-    """Awaits the rest of a coroutine that has begun, step by step inside its own context."""
-
-    __slots__ = ("_coroutine", "_run", "_waiting_for")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Outcome], variables: Variables, waiting_for: Any) -> None:
-        self._coroutine = coroutine
-        self._run: Callable[..., Any] = variables.run
-        self._waiting_for = waiting_for
-
-    def __await__(self) -> Generator[Any, Any, Outcome]:
-        run, coroutine, waiting_for = self._run, self._coroutine, self._waiting_for
-        while True:
-            try:
-                try:
-                    value = yield waiting_for
-                except BaseException as error:
-                    waiting_for = run(coroutine.throw, error)
-                else:
-                    waiting_for = run(coroutine.send, value)
-            except StopIteration as done:
-                return done.value

@@ -73,7 +73,9 @@ class HandlerSpec:
         function = self._callable()
         if self.raw:
             return _raw_step(function)
-        decoders: dict[str, Callable[[Message], Any]] = {event_type(cls).name: codec_of(cls).decode for cls in self.classes()}
+        decoders: dict[str, Callable[[Message], Any]] = {
+            event_type(cls).name: codec_of(cls).decode for cls in self.classes()
+        }
         foreign = self.events is None
 
         async def step(delivery: Delivery) -> Outcome:
@@ -82,7 +84,9 @@ class HandlerSpec:
             if decode is None:
                 if foreign:
                     known = ", ".join(sorted(decoders)) or "none"
-                    raise UnknownEvent(f"no event {message.type!r} is declared on {message.topic!r} (known: {known})")
+                    raise UnknownEvent(
+                        f"no event {message.type!r} is declared on {message.topic!r} (known: {known})"
+                    )
                 return ACK  # another event of the topic, which this subscription did not ask for
             await function(decode(message), delivery)
             return ACK
@@ -127,7 +131,9 @@ def events_of(declared: Iterable[object]) -> tuple[Topic, tuple[type, ...] | Non
     classes: list[type] = []
     for item in named:
         if isinstance(item, Topic):
-            raise DefinitionError("@service.on takes either one Topic or event classes, not both. Use two handlers.")
+            raise DefinitionError(
+                "@service.on takes either one Topic or event classes, not both. Use two handlers."
+            )
         if not isinstance(item, type):
             raise DefinitionError(f"@service.on({item!r}): that is neither an event class nor a Topic.")
         classes.append(event_type(item).cls)
@@ -145,9 +151,13 @@ def _check_signature(
 ) -> tuple[bool, bool]:
     """Whether the function takes a Context, and whether it takes the raw Message."""
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise DefinitionError(f"{where(function)} is a generator. A handler is an `async def` or a `def` that returns.")
+        raise DefinitionError(
+            f"{where(function)} is a generator. A handler is an `async def` or a `def` that returns."
+        )
     parameters = list(inspect.signature(function).parameters.values())
-    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     if not parameters or len(required) > 2 or any(p.kind is p.KEYWORD_ONLY for p in required):
         raise DefinitionError(
             f"{where(function)} cannot be a handler: it takes ({', '.join(map(str, parameters))}). "
@@ -173,7 +183,9 @@ def _check_signature(
         annotated = set(typing.get_args(wanted))
     expected = events if events is not None else tuple(declared.cls for declared in topic.events.values())
     uncovered = [
-        cls for cls in expected if not any(isinstance(one, type) and issubclass(cls, one) for one in annotated)
+        cls
+        for cls in expected
+        if not any(isinstance(one, type) and issubclass(cls, one) for one in annotated)
     ]
     if uncovered:
         takes = " | ".join(sorted(getattr(one, "__name__", str(one)) for one in annotated))
@@ -183,5 +195,3 @@ def _check_signature(
             f"{', '.join(cls.__name__ for cls in uncovered)}. Make the two agree."
         )
     return takes_context, False
-
-

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from itertools import count
 from threading import Lock
 
-
 _COUNTED = tuple(f"{number:x}-" for number in range(0x8000, 0x8400))
 
 

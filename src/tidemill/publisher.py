@@ -64,7 +64,9 @@ class Publisher:
         """Create the topic on the broker if it is missing; once, however many callers publish to it first."""
         async with self._declaring:
             if topic.name not in self.topics:
-                await self._broker.declare([TopicSpec(topic.name, topic.key, topic.retain.total_seconds())], [])
+                await self._broker.declare(
+                    [TopicSpec(topic.name, topic.key, topic.retain.total_seconds())], []
+                )
                 self.topics.add(topic.name)
 
     async def publish_many(self, messages: Sequence[Message], due: int | None = None) -> list[Receipt]:
@@ -75,7 +77,9 @@ class Publisher:
         receipts: list[Receipt] = []
         for start in range(0, len(messages), MAX_BATCH):
             receipts += await self._send(messages[start : start + MAX_BATCH], due)
-        failed = [(message, receipt) for message, receipt in zip(messages, receipts, strict=True) if not receipt.ok]
+        failed = [
+            (message, receipt) for message, receipt in zip(messages, receipts, strict=True) if not receipt.ok
+        ]
         if failed:
             raise _error(failed, len(messages))
         return receipts
@@ -110,7 +114,9 @@ class Publisher:
         except BrokerError as error:
             return [Receipt(Status.NOT_STORED, str(error))] * len(messages)
         except TimeoutError:
-            return [Receipt(Status.UNKNOWN, f"the broker did not confirm within {CONFIRM:g} s")] * len(messages)
+            return [Receipt(Status.UNKNOWN, f"the broker did not confirm within {CONFIRM:g} s")] * len(
+                messages
+            )
         except Exception as error:
             return [Receipt(Status.UNKNOWN, f"{type(error).__name__}: {error}")] * len(messages)
 

@@ -33,7 +33,12 @@ class Runtime:
     """Services running on one broker in this process."""
 
     def __init__(
-        self, services: Sequence[Service[Any]], broker: Broker, clock: Clock | None = None, *, consume: bool = True
+        self,
+        services: Sequence[Service[Any]],
+        broker: Broker,
+        clock: Clock | None = None,
+        *,
+        consume: bool = True,
     ) -> None:
         self.services = list(services)
         self.broker = broker
@@ -164,5 +169,3 @@ def _refuse_shared_names(services: Sequence[Service[Any]], specs: Sequence[Handl
                 "Give one of them another name with @service.on(..., name=...)."
             )
         names.add(name)
-
-

@@ -289,6 +289,9 @@ class MemoryFeed:
         timer = loop.call_later(wait, lambda: None if waiter.done() else waiter.set_result(None))
         try:
             await waiter
+        except asyncio.CancelledError:
+            backlog.wake()  # who was woken and will not look must pass it on
+            raise
         finally:
             timer.cancel()
         return backlog.take(self, limit, max_bytes)
@@ -384,7 +387,9 @@ class MemoryBroker:
         if len(messages) == 1:
             message = messages[0]
             return [(topics.get(message.topic) or self._topic(message.topic)).append(message)]
-        return [(topics.get(message.topic) or self._topic(message.topic)).append(message) for message in messages]
+        return [
+            (topics.get(message.topic) or self._topic(message.topic)).append(message) for message in messages
+        ]
 
     def _appear(self, due: int) -> None:
         # From one heap, not from a timer each: timers are not exact, and events due at once keep their order.
@@ -438,7 +443,9 @@ class MemoryBroker:
         ]
         return sorted(found, key=lambda letter: letter.at)
 
-    async def read(self, topic: str, *, since: int | None = None, follow: bool = False) -> AsyncIterator[Message]:
+    async def read(
+        self, topic: str, *, since: int | None = None, follow: bool = False
+    ) -> AsyncIterator[Message]:
         found = self._topic(topic)
         news = asyncio.Event()
         found.readers.add(news)

@@ -1,0 +1,72 @@
+"""Order per key inside one consumer (G6): of each key one event runs, and the others wait behind it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from .broker import Settlement
+from .message import Delivery
+from .outcome import RELEASE, Outcome, Release, Retry
+
+
+class Lanes:
+    """A lane per key that has an event ready or running; its followers wait in the order they were fetched.
+
+    An event that goes back to the broker takes its followers along, and so goes whatever else arrives of its key
+    until the broker has recorded all of them and holds the key's events in order by itself.
+    """
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, deque[Delivery]] = {}
+        self._going_back: dict[str, int] = {}
+
+    def sort(self, deliveries: list[Delivery], ready: deque[Delivery]) -> list[Settlement]:
+        """Put deliveries where they belong: what may run is added to `ready`; what must go back is returned."""
+        lanes = self._lanes
+        back: list[Settlement] = []
+        for delivery in deliveries:
+            key = delivery.message.key
+            if key is None:
+                ready.append(delivery)
+            elif key in self._going_back:
+                self._going_back[key] += 1
+                back.append((delivery, RELEASE))
+            elif key in lanes:
+                lanes[key].append(delivery)
+            else:
+                lanes[key] = deque()
+                ready.append(delivery)
+        return back
+
+    def finish(self, delivery: Delivery, outcome: Outcome, ready: deque[Delivery]) -> list[Settlement]:
+        """An event has its outcome: its lane's next is added to `ready`, or its followers are returned to go back."""
+        key = delivery.message.key
+        if key is None:
+            return []
+        if isinstance(outcome, Retry | Release):
+            followers = self._lanes.pop(key, ())
+            self._going_back[key] = self._going_back.get(key, 0) + 1 + len(followers)
+            return [(follower, RELEASE) for follower in followers]
+        if followers := self._lanes[key]:
+            ready.append(followers.popleft())
+        else:
+            del self._lanes[key]
+        return []
+
+    def recorded(self, settlements: list[Settlement]) -> None:
+        """The broker has these outcomes."""
+        if not self._going_back:
+            return
+        for delivery, outcome in settlements:
+            key = delivery.message.key
+            if key in self._going_back and isinstance(outcome, Retry | Release):
+                self._going_back[key] -= 1
+                if not self._going_back[key]:
+                    del self._going_back[key]
+
+    def empty(self) -> list[Delivery]:
+        """Take out everything that waits behind an event that is ready or running."""
+        waiting = [follower for followers in self._lanes.values() for follower in followers]
+        for followers in self._lanes.values():
+            followers.clear()
+        return waiting
