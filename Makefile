@@ -53,6 +53,11 @@ format: ## write the code the way check wants it
 	@$(bin)/ruff check --fix-only --quiet .
 	@$(bin)/ruff format .
 
+.PHONY: docs
+docs: ## write the generated parts of docs/
+	$(setup) test
+	@$(bin)/python docs/generate.py
+
 ##@ Keep
 
 .PHONY: lock

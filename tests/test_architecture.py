@@ -22,7 +22,7 @@ LAYERS = [
     ["event"],
     ["codec", "cloudevents"],
     ["telemetry", "broker"],
-    ["pipeline", "context", "lanes", "watchdog", "steps"],
+    ["pipeline", "context", "lanes", "watchdog", "steps", "threads"],
     ["handler"],
     ["publisher", "consumer"],
     ["runtime"],
@@ -49,10 +49,7 @@ MAX_LINES = 500
 @cache
 def modules() -> dict[str, Path]:
     """Every module's name below `tidemill`, and its file."""
-    found = {
-        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
-        for path in ROOT.rglob("*.py")
-    }
+    found = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in ROOT.rglob("*.py")}
     return {name.removesuffix("__init__").rstrip("."): path for name, path in found.items()}
 
 
@@ -90,8 +87,7 @@ def unit(name: str) -> str:
 def is_command(path: Path) -> bool:
     """Whether a module of the command line is one of its commands, rather than what commands share."""
     return any(
-        isinstance(node, ast.FunctionDef)
-        and any("command(" in ast.unparse(each) for each in node.decorator_list)
+        isinstance(node, ast.FunctionDef) and any("command(" in ast.unparse(each) for each in node.decorator_list)
         for node in ast.parse(path.read_text()).body
     )
 

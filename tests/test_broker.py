@@ -32,9 +32,7 @@ def test_parameters() -> None:
     assert parsed.namespace == "staging-2"
     assert parsed.options == {"durable": "", "cache": "5"}
     parsed.refuse_options("durable", "cache")
-    with pytest.raises(
-        BrokerUrlError, match=r"unknown parameter 'cache'\. This broker takes: namespace, durable\."
-    ):
+    with pytest.raises(BrokerUrlError, match=r"unknown parameter 'cache'\. This broker takes: namespace, durable\."):
         parsed.refuse_options("durable")
 
 
@@ -84,9 +82,7 @@ def test_secrets_are_not_shown_in_errors(url: str) -> None:
 
 def installed(monkeypatch: pytest.MonkeyPatch, **adapters: str) -> None:
     points = [EntryPoint(name, value, "tidemill.brokers") for name, value in adapters.items()]
-    monkeypatch.setattr(
-        "importlib.metadata.entry_points", lambda group: points if group == "tidemill.brokers" else []
-    )
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points if group == "tidemill.brokers" else [])
 
 
 def recording_adapter(url: BrokerUrl, clock: object) -> Any:

@@ -54,9 +54,9 @@ names = st.from_regex(r"[a-z][a-z0-9]{0,9}", fullmatch=True).filter(
 )
 bodies = st.one_of(
     st.binary(max_size=40),
-    st.recursive(
-        st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(fit), st.lists, max_leaves=4
-    ).map(msgspec.json.encode),
+    st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(fit), st.lists, max_leaves=4).map(
+        msgspec.json.encode
+    ),
     st.sampled_from([b"", b" {}", b"{}\n", b'{"a": [1, 2]}', b'"text"', b"null", b"NaN"]),
     st.sampled_from([b'{"a":"\xff"}', b"\xef\xbb\xbf{}"]),
 )
@@ -284,9 +284,7 @@ def test_values_of_other_types_become_their_canonical_text() -> None:
         "odd": "\N{REPLACEMENT CHARACTER}",
         "view": "v",
     }
-    found = from_structured(
-        document(flag=True, off=False, number=-5, none=None, nested={"a": [1]}), topic="orders"
-    )
+    found = from_structured(document(flag=True, off=False, number=-5, none=None, nested={"a": [1]}), topic="orders")
     assert found.extensions == {"flag": "true", "off": "false", "number": "-5", "nested": '{"a": [1]}'}
     assert from_structured(document(dataversion=3), topic="orders").version == 3
 
@@ -374,9 +372,7 @@ def test_documents_that_are_none_are_decode_errors(body: bytes) -> None:
         from_structured(body, topic="orders")
 
 
-@given(
-    st.binary(max_size=60) | st.dictionaries(st.text(), st.integers() | st.text()).map(msgspec.json.encode)
-)
+@given(st.binary(max_size=60) | st.dictionaries(st.text(), st.integers() | st.text()).map(msgspec.json.encode))
 def test_any_bytes_are_an_event_or_a_decode_error(body: bytes) -> None:
     try:
         assert isinstance(from_structured(body, topic="orders"), Message)

@@ -230,9 +230,7 @@ def test_a_type_that_json_cannot_carry_is_named() -> None:
     class Odd:
         thing: int | float | Decimal | list[int] | set[int]
 
-    with pytest.raises(
-        DefinitionError, match=r"has a field with a type that cannot be encoded: .*array-like"
-    ):
+    with pytest.raises(DefinitionError, match=r"has a field with a type that cannot be encoded: .*array-like"):
         codec_of(Odd)
 
 
@@ -363,9 +361,7 @@ def test_an_upcaster_that_fails_is_named() -> None:
         return {}
 
     decode = codec_of(Broken).decode
-    with pytest.raises(
-        DecodeError, match=r"forgets_to_return \(.*test_codec.py:\d+\) returned NoneType, not the new"
-    ):
+    with pytest.raises(DecodeError, match=r"forgets_to_return \(.*test_codec.py:\d+\) returned NoneType, not the new"):
         decode(received(b'{"id":"a"}', 1, "broken"))
     with pytest.raises(DecodeError, match=r"wants_more \(.*\) failed: KeyError: 'name'"):
         decode(received(b'{"id":"a"}', 2, "broken"))

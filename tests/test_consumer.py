@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -95,9 +96,7 @@ def keyed(position: int, key: str, attempt: int = 1) -> Delivery:
 
 def unkeyed(position: int, attempt: int = 1) -> Delivery:
     body = b'{"number": %d}' % position
-    return Delivery(
-        Message(f"id-{position}", "test", "plain.thing", "plain", 1, body), "s.h", attempt, position
-    )
+    return Delivery(Message(f"id-{position}", "test", "plain.thing", "plain", 1, body), "s.h", attempt, position)
 
 
 def consuming(
@@ -156,9 +155,7 @@ def test_while_outcomes_cannot_be_recorded_fetching_stops() -> None:
     "error", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, BaseException]
 )
 @pytest.mark.parametrize("waits", [False, True])
-def test_whatever_a_handler_raises_is_an_outcome_and_the_others_go_on(
-    error: type[BaseException], waits: bool
-) -> None:
+def test_whatever_a_handler_raises_is_an_outcome_and_the_others_go_on(error: type[BaseException], waits: bool) -> None:
     async def handler(event: PlainThing) -> None:
         if waits:
             await asyncio.sleep(0)
@@ -383,3 +380,23 @@ def test_policies_decide_what_is_tried_again() -> None:
     failure = feed.settled[0][0].history[-1]
     assert failure.error == "ZeroDivisionError"
     assert "in handler" in failure.traceback
+
+
+def test_def_handlers_that_hang_charge_no_neighbour() -> None:
+    # With a pool as wide as the concurrency the neighbours waited for a thread, and timed out without having run.
+    release = threading.Event()
+
+    def handler(event: PlainThing) -> None:
+        if event.number < 4:
+            release.wait(20)
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend(unkeyed(number) for number in range(20))
+        await wait_until(lambda: len(feed.settled) == 20)
+
+    try:
+        outcomes = consuming(PlainThing, handler, scenario, concurrency=2, timeout=0.2).outcomes()
+    finally:
+        release.set()
+    assert {number for number, outcome in outcomes.items() if isinstance(outcome, Retry)} == {0, 1, 2, 3}
+    assert {outcomes[number] for number in range(4, 20)} == {Ack()}

@@ -29,9 +29,7 @@ def drawn_tree() -> dict[str, str]:
 
 
 def real_tree() -> dict[str, str]:
-    classes = [
-        cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, TidemillError)
-    ]
+    classes = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, TidemillError)]
     return {cls.__name__: cls.__bases__[0].__name__ for cls in classes if cls is not TidemillError}
 
 

@@ -521,9 +521,7 @@ def test_two_upcasters_for_one_version_are_refused() -> None:
     cls = versioned(2)
     upcast(cls, from_version=1)(same)
     upcast(cls, from_version=1)(same)  # the same one is no contradiction
-    with pytest.raises(
-        DefinitionError, match=r"has two upcasters from version 1: .*same .*other.*Remove one"
-    ):
+    with pytest.raises(DefinitionError, match=r"has two upcasters from version 1: .*same .*other.*Remove one"):
 
         @upcast(cls, from_version=1)
         def other(v1: Json) -> Json:

@@ -84,7 +84,5 @@ while part := os.read(read, 65536):
 os.wait()
 print(len(set(mine) | set(theirs.decode().split())))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.strip() == "1000", done.stderr

@@ -48,9 +48,9 @@ class ForgetfulReject(Reject):
 
 text = st.text(st.characters(), max_size=700)  # lone surrogates and control characters included
 leaves = st.one_of(
-    st.sampled_from(
-        [Exception, ValueError, OSError, KeyboardInterrupt, SystemExit, asyncio.CancelledError]
-    ).flatmap(text.map),
+    st.sampled_from([Exception, ValueError, OSError, KeyboardInterrupt, SystemExit, asyncio.CancelledError]).flatmap(
+        text.map
+    ),
     st.sampled_from([DecodeError, FutureVersion, UnknownEvent, TidemillError]).flatmap(text.map),
     text.map(Reject),
     st.builds(RetryAfter, st.floats(0, MAX_DELAY), text),
@@ -106,9 +106,7 @@ def test_every_delay_lies_in_its_window(policy: RetryPolicy, attempt: int, draw:
     ((low, high),) = windows
     assert 0 < low <= high / 2  # at least half of it is jitter
     assert high <= policy.cap
-    assert high == policy.cap or math.isclose(
-        high, policy.base * policy.factor ** (attempt - policy.immediate - 1)
-    )
+    assert high == policy.cap or math.isclose(high, policy.base * policy.factor ** (attempt - policy.immediate - 1))
 
 
 def test_the_default_policy_tries_8_times_within_about_a_quarter_of_an_hour() -> None:
@@ -145,13 +143,9 @@ def test_the_last_attempt_is_a_dead_letter_that_says_so() -> None:
 def test_what_a_handler_asks_for() -> None:
     policy = RetryPolicy(attempts=5, never=(Exception,))
     assert policy.outcome_of(Reject("no address"), 1) == DeadLetter("no address")
-    assert policy.outcome_of(RetryAfter(90, "rate limit"), 1) == Retry(
-        90.0, "rate limit"
-    )  # asked: before never
+    assert policy.outcome_of(RetryAfter(90, "rate limit"), 1) == Retry(90.0, "rate limit")  # asked: before never
     assert isinstance(policy.outcome_of(RetryAfter(90), 5), DeadLetter)
-    assert policy.outcome_of(KeyError("x"), 1) == DeadLetter(
-        "KeyError: 'x' (an error the policy never retries)"
-    )
+    assert policy.outcome_of(KeyError("x"), 1) == DeadLetter("KeyError: 'x' (an error the policy never retries)")
 
 
 def test_undecodable_is_given_up_and_the_future_is_awaited() -> None:

@@ -74,18 +74,14 @@ def test_every_public_class_and_function_says_what_it_is() -> None:
 
 def test_names_that_load_when_asked_for_are_the_ones_their_modules_have() -> None:
     program = "import tidemill; print(*(type(getattr(tidemill, name)).__name__ for name in tidemill.__all__))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert "module" not in done.stdout.split()
     assert set(tidemill.__all__) <= set(dir(tidemill))
 
 
 def test_importing_it_loads_neither_adapters_nor_libraries_that_may_not_be_needed() -> None:
     program = "import sys, tidemill; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     loaded = set(done.stdout.split())
     assert "tidemill.event" in loaded
     heavy = {

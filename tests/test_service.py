@@ -112,9 +112,7 @@ def test_what_a_handler_publishes_joins_the_flow_from_tasks_gather_and_threads(u
                 assert message.correlation_id == first.id, text
             for text in ("gathered", "task", "thread"):
                 assert seen[text].causation_id == first.id, text
-            assert seen["from a def"].causation_id in {
-                seen[text].id for text in ("gathered", "task", "thread")
-            }
+            assert seen["from a def"].causation_id in {seen[text].id for text in ("gathered", "task", "thread")}
 
     asyncio.run(main())
 
@@ -146,9 +144,7 @@ def test_mistakes_are_said_before_anything_leaves() -> None:
     service = Service("shop")
 
     async def main() -> None:
-        with pytest.raises(
-            ConfigurationError, match="because it is not running. Use `async with service.running"
-        ):
+        with pytest.raises(ConfigurationError, match="because it is not running. Use `async with service.running"):
             await service.publish(NoteTaken("x"))
         async with service.running("memory:"):
             with pytest.raises(DefinitionError, match="is not an event"):
@@ -227,9 +223,7 @@ def test_a_resource_that_fails_leaves_nothing_open(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("events.db-live/*"))
 
 
-def test_any_asgi_application_runs_it_as_its_lifespan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_asgi_application_runs_it_as_its_lifespan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDEMILL_BROKER", f"sqlite:///{tmp_path}/events.db")
     seen: list[tuple[str, Message]] = []
     service = listener(seen, "web")

@@ -19,11 +19,7 @@ SOURCE = Path(tidemill.__file__).parent
 
 def promised() -> dict[str, tuple[str, set[str]]]:
     """Per event of the table: its level and its fields."""
-    rows = [
-        line.strip("| ").split(" | ")
-        for line in (telemetry.__doc__ or "").splitlines()
-        if line.startswith("| `")
-    ]
+    rows = [line.strip("| ").split(" | ") for line in (telemetry.__doc__ or "").splitlines() if line.startswith("| `")]
     return {name.strip("`"): (level, set(fields.split(", "))) for name, level, _, fields in rows}
 
 

@@ -45,9 +45,7 @@ def require(checker: str) -> None:
 def compare(checker: str, found: dict[tuple[str, int], str]) -> None:
     wanted = expected(checker)
     accepted = sorted(wanted - set(found))
-    refused = [
-        f"{name}:{line}: {text}" for (name, line), text in sorted(found.items()) if (name, line) not in wanted
-    ]
+    refused = [f"{name}:{line}: {text}" for (name, line), text in sorted(found.items()) if (name, line) not in wanted]
     assert not accepted, f"{checker} accepts what it must refuse: {accepted}"
     assert not refused, f"{checker} refuses what it must accept:\n" + "\n".join(refused)
 

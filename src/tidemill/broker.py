@@ -278,9 +278,7 @@ class BrokerUrl(msgspec.Struct, frozen=True):
         for name in self.options:
             if name not in known:
                 allowed = ", ".join(("namespace", *known))
-                raise BrokerUrlError(
-                    f"{self.text}: unknown parameter {name!r}. This broker takes: {allowed}."
-                )
+                raise BrokerUrlError(f"{self.text}: unknown parameter {name!r}. This broker takes: {allowed}.")
 
 
 Connect: TypeAlias = Callable[[BrokerUrl, Clock], Broker]

@@ -33,9 +33,7 @@ _parse_text = msgspec.json.Decoder(str).decode
 _parse_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 # RFC 3339 §5.6, with what is common beyond it: a space for the T, a comma before the fraction, no offset.
-_TIME = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(?:[.,](\d+))?(?:[Zz]|([+-])(\d\d):?(\d\d))?", re.ASCII
-)
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(?:[.,](\d+))?(?:[Zz]|([+-])(\d\d):?(\d\d))?", re.ASCII)
 
 
 def attributes(message: Message) -> dict[str, str]:
@@ -134,9 +132,7 @@ def unwrap(message: Message) -> Message:
 def format_time(time: int) -> str:
     """Nanoseconds since 1970 as RFC 3339 in UTC; as many digits as it takes, none where it is a whole second."""
     seconds, rest = divmod(time, _SECOND)
-    return (
-        f"{_format_seconds(seconds)}.{rest:09d}".rstrip("0") + "Z" if rest else f"{_format_seconds(seconds)}Z"
-    )
+    return f"{_format_seconds(seconds)}.{rest:09d}".rstrip("0") + "Z" if rest else f"{_format_seconds(seconds)}Z"
 
 
 def parse_time(text: str) -> int:

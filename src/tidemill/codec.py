@@ -107,13 +107,9 @@ def _upcast(declared: EventType, version: int, body: dict[str, Any], message: Me
     try:
         found = cast(object, upcaster(body))
     except Exception as error:
-        raise _undecodable(
-            message, f"{where(upcaster)} failed: {type(error).__name__}: {_one_line(error)}"
-        ) from error
+        raise _undecodable(message, f"{where(upcaster)} failed: {type(error).__name__}: {_one_line(error)}") from error
     if not isinstance(found, dict):
-        raise _undecodable(
-            message, f"{where(upcaster)} returned {type(found).__name__}, not the new body as a dict"
-        )
+        raise _undecodable(message, f"{where(upcaster)} returned {type(found).__name__}, not the new body as a dict")
     return cast("dict[str, Any]", found)
 
 
@@ -250,9 +246,7 @@ def _types_inside(info: object) -> Iterator[msgspec.inspect.Type]:
 def _may_hide_a_float(info: msgspec.inspect.Type) -> bool:
     """Whether null, which is what encoders make of NaN, would be read as None instead of being refused."""
     if isinstance(info, msgspec.inspect.UnionType):
-        return info.includes_none and any(
-            isinstance(each, msgspec.inspect.FloatType) for each in _types_inside(info)
-        )
+        return info.includes_none and any(isinstance(each, msgspec.inspect.FloatType) for each in _types_inside(info))
     return isinstance(info, msgspec.inspect.AnyType)
 
 

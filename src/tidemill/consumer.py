@@ -264,17 +264,13 @@ class Consumer:
             return ACK
         if isinstance(outcome, Ack | Retry | DeadLetter | Release):
             return outcome
-        return self._failed(
-            delivery, TypeError(f"a middleware returned {type(outcome).__name__}, which is no outcome")
-        )
+        return self._failed(delivery, TypeError(f"a middleware returned {type(outcome).__name__}, which is no outcome"))
 
     def _cancelled(self, delivery: Delivery, error: BaseException) -> Outcome:
         running = self._watchdog.running.get(id(delivery))
         match running and running.cancelled_for:
             case "timeout":
-                return self._failed(
-                    delivery, TimeoutError(f"the handler took longer than {self.spec.timeout:g} s")
-                )
+                return self._failed(delivery, TimeoutError(f"the handler took longer than {self.spec.timeout:g} s"))
             case "drain":
                 return RELEASE
             case _:

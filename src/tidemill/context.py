@@ -61,7 +61,5 @@ class Context:
             running = None
         if running is self._loop:
             coroutine.close()
-            raise RuntimeError(
-                "ctx.run() is for `def` handlers; in an `async def` handler await the call instead"
-            )
+            raise RuntimeError("ctx.run() is for `def` handlers; in an `async def` handler await the call instead")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -89,8 +89,8 @@ class InvalidMessage(TidemillError, ValueError):
 class PublishError(TidemillError):
     """Not every message is stored. `failed` pairs each such message with its receipt.
 
-    A receipt's status is `not_stored` (publish it again) or `unknown` (publish it again **with the same id**:
-    brokers that can deduplicate do, and an inbox does everywhere). Messages not listed are stored.
+    A receipt's status is `not_stored` (publish it again) or `unknown` (publish it again **with the same id**: a
+    broker that deduplicates stores it once). Messages not listed are stored.
     """
 
     def __init__(self, text: str, failed: Sequence[tuple[Message, Receipt]]) -> None:

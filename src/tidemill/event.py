@@ -64,9 +64,7 @@ class Topic:
     ) -> None:
         check_name("a topic", name)
         if retain < timedelta(0):
-            raise DefinitionError(
-                f"Topic({name!r}): retain={retain} is negative. Give a timedelta of 0 or more."
-            )
+            raise DefinitionError(f"Topic({name!r}): retain={retain} is negative. Give a timedelta of 0 or more.")
         self.name = name
         self.key = key
         self.retain = retain
@@ -153,9 +151,7 @@ def event(name: str, *, version: int = 1, topic: Topic, oldest: int = 1) -> Call
     """
     check_name("an event", name)
     if not isinstance(cast(object, topic), Topic):
-        raise DefinitionError(
-            f"@event({name!r}): topic={topic!r} is not a Topic. Declare one: Topic('payments')."
-        )
+        raise DefinitionError(f"@event({name!r}): topic={topic!r} is not a Topic. Declare one: Topic('payments').")
     if version < 1 or not 1 <= oldest <= version:
         raise DefinitionError(
             f"@event({name!r}): version={version}, oldest={oldest}; versions start at 1 and oldest is no larger."

@@ -7,7 +7,6 @@ import inspect
 import types
 import typing
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from .event import Topic, event_type, is_event, where
 from .message import Delivery, Message
 from .outcome import ACK, Outcome, RetryPolicy
 from .pipeline import Handle, Middleware
+from .threads import Threads
 
 
 class HandlerSpec:
@@ -70,9 +70,12 @@ class HandlerSpec:
 
     def handle(self) -> Handle:
         """The innermost step: decode, call the function. Built once, when consuming starts."""
-        function = self._callable()
+        call = self._call()
         if self.raw:
-            return _raw_step(function)
+            return _raw_step(call)
+        # The commonest kind of handler is called without a step in between.
+        function: Callable[..., Any] = self.function
+        direct = inspect.iscoroutinefunction(function) and not self.takes_context
         decoders: dict[str, Callable[[Message], Any]] = {
             event_type(cls).name: codec_of(cls).decode for cls in self.classes()
         }
@@ -84,29 +87,29 @@ class HandlerSpec:
             if decode is None:
                 if foreign:
                     known = ", ".join(sorted(decoders)) or "none"
-                    raise UnknownEvent(
-                        f"no event {message.type!r} is declared on {message.topic!r} (known: {known})"
-                    )
+                    raise UnknownEvent(f"no event {message.type!r} is declared on {message.topic!r} (known: {known})")
                 return ACK  # another event of the topic, which this subscription did not ask for
-            await function(decode(message), delivery)
+            if direct:
+                await function(decode(message))
+            else:
+                await call(decode(message), delivery)
             return ACK
 
         return step
 
-    def _callable(self) -> Callable[[Any, Delivery], Awaitable[object]]:
+    def _call(self) -> Callable[[Any, Delivery], Awaitable[object]]:
         function: Callable[..., Any] = self.function
         loop = asyncio.get_running_loop()
         if inspect.iscoroutinefunction(function):
             if self.takes_context:
                 return lambda event, delivery: function(event, Context(delivery, loop))
             return lambda event, delivery: function(event)
-        # A pool of its own, as wide as the concurrency: the loop's default pool is shared and has 6 threads on 2 cores.
-        pool = ThreadPoolExecutor(self.concurrency, f"tidemill-{self.subscription.name}")
+        threads = Threads(f"tidemill {self.subscription.name}")
         takes_context = self.takes_context
 
         def call(event: object, delivery: Delivery) -> Awaitable[object]:
             arguments = (event, Context(delivery, loop)) if takes_context else (event,)
-            return loop.run_in_executor(pool, partial(copy_context().run, function, *arguments))
+            return threads.run(partial(copy_context().run, function, *arguments))
 
         return call
 
@@ -131,9 +134,7 @@ def events_of(declared: Iterable[object]) -> tuple[Topic, tuple[type, ...] | Non
     classes: list[type] = []
     for item in named:
         if isinstance(item, Topic):
-            raise DefinitionError(
-                "@service.on takes either one Topic or event classes, not both. Use two handlers."
-            )
+            raise DefinitionError("@service.on takes either one Topic or event classes, not both. Use two handlers.")
         if not isinstance(item, type):
             raise DefinitionError(f"@service.on({item!r}): that is neither an event class nor a Topic.")
         classes.append(event_type(item).cls)
@@ -151,13 +152,9 @@ def _check_signature(
 ) -> tuple[bool, bool]:
     """Whether the function takes a Context, and whether it takes the raw Message."""
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise DefinitionError(
-            f"{where(function)} is a generator. A handler is an `async def` or a `def` that returns."
-        )
+        raise DefinitionError(f"{where(function)} is a generator. A handler is an `async def` or a `def` that returns.")
     parameters = list(inspect.signature(function).parameters.values())
-    required = [
-        p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if not parameters or len(required) > 2 or any(p.kind is p.KEYWORD_ONLY for p in required):
         raise DefinitionError(
             f"{where(function)} cannot be a handler: it takes ({', '.join(map(str, parameters))}). "
@@ -183,9 +180,7 @@ def _check_signature(
         annotated = set(typing.get_args(wanted))
     expected = events if events is not None else tuple(declared.cls for declared in topic.events.values())
     uncovered = [
-        cls
-        for cls in expected
-        if not any(isinstance(one, type) and issubclass(cls, one) for one in annotated)
+        cls for cls in expected if not any(isinstance(one, type) and issubclass(cls, one) for one in annotated)
     ]
     if uncovered:
         takes = " | ".join(sorted(getattr(one, "__name__", str(one)) for one in annotated))

@@ -12,13 +12,15 @@ from .outcome import RELEASE, Outcome, Release, Retry
 class Lanes:
     """A lane per key that has an event ready or running; its followers wait in the order they were fetched.
 
-    An event that goes back to the broker takes its followers along, and so goes whatever else arrives of its key
-    until the broker has recorded all of them and holds the key's events in order by itself.
+    An event that goes back to the broker takes its followers along, and so goes whatever else was fetched of its key
+    meanwhile, until the broker has recorded all of it and holds the key's events in order by itself. It may deliver
+    the first of them again before its answer is here: that one is let in, and the lane begins anew behind it.
     """
 
     def __init__(self) -> None:
         self._lanes: dict[str, deque[Delivery]] = {}
-        self._going_back: dict[str, int] = {}
+        # key -> how many of its events are going back, and where the first of them stands.
+        self._going_back: dict[str, tuple[int, int]] = {}
 
     def sort(self, deliveries: list[Delivery], ready: deque[Delivery]) -> list[Settlement]:
         """Put deliveries where they belong: what may run is added to `ready`; what must go back is returned."""
@@ -28,11 +30,11 @@ class Lanes:
             key = delivery.message.key
             if key is None:
                 ready.append(delivery)
-            elif key in self._going_back:
-                self._going_back[key] += 1
-                back.append((delivery, RELEASE))
             elif key in lanes:
                 lanes[key].append(delivery)
+            elif key in self._going_back and delivery.position > self._going_back[key][1]:
+                self._goes_back(key, 1, delivery.position)
+                back.append((delivery, RELEASE))
             else:
                 lanes[key] = deque()
                 ready.append(delivery)
@@ -45,7 +47,7 @@ class Lanes:
             return []
         if isinstance(outcome, Retry | Release):
             followers = self._lanes.pop(key, ())
-            self._going_back[key] = self._going_back.get(key, 0) + 1 + len(followers)
+            self._goes_back(key, 1 + len(followers), delivery.position)
             return [(follower, RELEASE) for follower in followers]
         if followers := self._lanes[key]:
             ready.append(followers.popleft())
@@ -59,10 +61,8 @@ class Lanes:
             return
         for delivery, outcome in settlements:
             key = delivery.message.key
-            if key in self._going_back and isinstance(outcome, Retry | Release):
-                self._going_back[key] -= 1
-                if not self._going_back[key]:
-                    del self._going_back[key]
+            if key is not None and key in self._going_back and isinstance(outcome, Retry | Release):
+                self._goes_back(key, -1, delivery.position)
 
     def empty(self) -> list[Delivery]:
         """Take out everything that waits behind an event that is ready or running."""
@@ -70,3 +70,10 @@ class Lanes:
         for followers in self._lanes.values():
             followers.clear()
         return waiting
+
+    def _goes_back(self, key: str, change: int, position: int) -> None:
+        count, first = self._going_back.get(key, (0, position))
+        if count + change:
+            self._going_back[key] = (count + change, min(first, position))
+        else:
+            del self._going_back[key]

@@ -139,8 +139,7 @@ def _check_attributes(message: Message) -> None:
             continue
         if not isinstance(attribute, str) or not attribute:
             raise InvalidMessage(
-                f"{_name(message)}: {name} is {attribute!r:.80}. Nothing was stored. "
-                "Give a string that is not empty."
+                f"{_name(message)}: {name} is {attribute!r:.80}. Nothing was stored. Give a string that is not empty."
             )
         size += _size(message, name, attribute)
     for header, value in cast(dict[object, object], message.extensions).items():

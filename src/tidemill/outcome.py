@@ -90,9 +90,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         if self.attempts < 1:
             raise ValueError(f"RetryPolicy(attempts={self.attempts}): at least 1, as the first run counts")
         # Written so that NaN fails too.
-        if not (
-            self.immediate >= 0 and 0 < self.base <= self.cap <= MAX_DELAY and 1 <= self.factor < math.inf
-        ):
+        if not (self.immediate >= 0 and 0 < self.base <= self.cap <= MAX_DELAY and 1 <= self.factor < math.inf):
             raise ValueError(
                 f"RetryPolicy(immediate={self.immediate}, base={self.base}, factor={self.factor}, "
                 f"cap={self.cap}): immediate must be 0 or more, base above 0, factor 1 or more, cap no less than "

@@ -48,7 +48,12 @@ class Publisher:
 
         Raises `PublishError`, which says whether it is stored.
         """
-        if self._direct or due is not None:
+        if self._direct:
+            try:
+                receipt = (await self._broker.publish((message,), due=due))[0]
+            except Exception as error:
+                receipt = _receipt_of(error)
+        elif due is not None:
             receipt = (await self._send((message,), due))[0]
         else:
             confirmed = asyncio.get_running_loop().create_future()
@@ -64,9 +69,7 @@ class Publisher:
         """Create the topic on the broker if it is missing; once, however many callers publish to it first."""
         async with self._declaring:
             if topic.name not in self.topics:
-                await self._broker.declare(
-                    [TopicSpec(topic.name, topic.key, topic.retain.total_seconds())], []
-                )
+                await self._broker.declare([TopicSpec(topic.name, topic.key, topic.retain.total_seconds())], [])
                 self.topics.add(topic.name)
 
     async def publish_many(self, messages: Sequence[Message], due: int | None = None) -> list[Receipt]:
@@ -77,9 +80,7 @@ class Publisher:
         receipts: list[Receipt] = []
         for start in range(0, len(messages), MAX_BATCH):
             receipts += await self._send(messages[start : start + MAX_BATCH], due)
-        failed = [
-            (message, receipt) for message, receipt in zip(messages, receipts, strict=True) if not receipt.ok
-        ]
+        failed = [(message, receipt) for message, receipt in zip(messages, receipts, strict=True) if not receipt.ok]
         if failed:
             raise _error(failed, len(messages))
         return receipts
@@ -114,11 +115,17 @@ class Publisher:
         except BrokerError as error:
             return [Receipt(Status.NOT_STORED, str(error))] * len(messages)
         except TimeoutError:
-            return [Receipt(Status.UNKNOWN, f"the broker did not confirm within {CONFIRM:g} s")] * len(
-                messages
-            )
+            return [Receipt(Status.UNKNOWN, f"the broker did not confirm within {CONFIRM:g} s")] * len(messages)
         except Exception as error:
             return [Receipt(Status.UNKNOWN, f"{type(error).__name__}: {error}")] * len(messages)
+
+
+def _receipt_of(error: Exception) -> Receipt:
+    if isinstance(error, BrokerError):
+        return Receipt(Status.NOT_STORED, str(error))
+    if isinstance(error, TimeoutError):
+        return Receipt(Status.UNKNOWN, f"the broker did not confirm within {CONFIRM:g} s")
+    return Receipt(Status.UNKNOWN, f"{type(error).__name__}: {error}")
 
 
 def _error(failed: list[tuple[Message, Receipt]], total: int) -> PublishError:

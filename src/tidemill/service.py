@@ -69,9 +69,7 @@ class Service(Generic[R]):
     def __init__(self: Service[None], name: str, *, resources: None = None) -> None: ...
     @overload
     def __init__(self, name: str, *, resources: Callable[[], AbstractAsyncContextManager[R]]) -> None: ...
-    def __init__(
-        self, name: str, *, resources: Callable[[], AbstractAsyncContextManager[Any]] | None = None
-    ) -> None:
+    def __init__(self, name: str, *, resources: Callable[[], AbstractAsyncContextManager[Any]] | None = None) -> None:
         check_name("a service", name)
         self.name = name
         self.handlers: list[HandlerSpec] = []
@@ -149,9 +147,7 @@ class Service(Generic[R]):
         topic, classes = events_of(events)
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         if seconds is not None and seconds <= 0:
-            raise DefinitionError(
-                f"@on(timeout={timeout!r}): give more than 0 seconds, or None for no limit."
-            )
+            raise DefinitionError(f"@on(timeout={timeout!r}): give more than 0 seconds, or None for no limit.")
         if concurrency < 1:
             raise DefinitionError(f"@on(concurrency={concurrency!r}): give at least 1.")
         if ordered and topic.key is None:
@@ -173,9 +169,7 @@ class Service(Generic[R]):
             check_name("a subscription", short)
             full = f"{self.name}.{short}"
             if renamed_from == full:
-                raise DefinitionError(
-                    f"{where(function)}: renamed_from={renamed_from!r} is its own name. Remove it."
-                )
+                raise DefinitionError(f"{where(function)}: renamed_from={renamed_from!r} is its own name. Remove it.")
             for other in self.handlers:
                 if other.subscription.name == full:
                     raise DefinitionError(
@@ -272,9 +266,7 @@ class Service(Generic[R]):
             if delay is not None:
                 raise ValueError("publish takes either delay= or at=, not both")
             if at.tzinfo is None:
-                raise ValueError(
-                    f"at={at!r} has no time zone. Give an aware datetime, such as datetime.now(UTC)"
-                )
+                raise ValueError(f"at={at!r} has no time zone. Give an aware datetime, such as datetime.now(UTC)")
             due = (at - _EPOCH) // timedelta(microseconds=1) * 1000
         else:
             seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay or 0)

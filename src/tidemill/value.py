@@ -35,17 +35,14 @@ def as_value(cls: type[T]) -> type[T]:
     namespace: dict[str, Any] = {
         name: _as_msgspec_field(name, cast(Any, value)) if isinstance(value, dataclasses.Field) else value
         for name, value in cls.__dict__.items()
-        if name not in ("__dict__", "__weakref__", "__slots__")
-        and not isinstance(value, types.MemberDescriptorType)
+        if name not in ("__dict__", "__weakref__", "__slots__") and not isinstance(value, types.MemberDescriptorType)
     }
     namespace["__qualname__"] = cls.__qualname__
     bases = tuple(base for base in cls.__bases__ if base is not object)
     options = {"frozen": True}
     if any(isinstance(value, functools.cached_property) for value in namespace.values()):
         options["dict"] = True  # that is where it keeps what it has computed
-    made = types.new_class(
-        cls.__name__, (*bases, msgspec.Struct), options, lambda body: body.update(namespace)
-    )
+    made = types.new_class(cls.__name__, (*bases, msgspec.Struct), options, lambda body: body.update(namespace))
     for value in namespace.values():
         _rebind(value, cls, made)
     return cast("type[T]", made)
