@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
-
-import msgspec
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from ...broker import Settlement, Subscription
 from ...errors import BrokerError
 from ...message import Delivery
-from ...outcome import RELEASE, Ack, DeadLetter, Release, Retry
-from .file import translated
-from .rows import SLOTS, pack_history, slot_of, to_message, unpack_history
+from ...outcome import RELEASE, Ack, DeadLetter, Outcome, Release, Retry
+from .file import translate
+from .rows import pack_history, slot_of, to_message, unpack_history
 from .settling import Exceptional, Given, Plan
+from .sharing import Member, share_out
 from .sql import SQL
+from .writer import Unconfirmed
 
 if TYPE_CHECKING:
     from .broker import SqliteBroker
@@ -31,28 +31,23 @@ if TYPE_CHECKING:
 MOST_ROWS: Final = 512
 """Rows read at once: about a millisecond of the event loop's time."""
 
+LEAVE: Final = 5.0
+"""Seconds to wait, when closing, until the slots are given back. They go to others anyhow when the lease ends."""
+
 SKIPPED: Final = 1000
 """Events of other types passed by, after which that is recorded, so that a restart does not read them again."""
-
-
-class _Shared(msgspec.Struct):
-    """What sharing out the slots came to."""
-
-    share: int
-    held: dict[int, tuple[int, int]]
-    """slot -> (epoch, position)."""
-    keys: dict[str, int]
-    """Of the slots newly taken: keys with exceptions, and how many."""
 
 
 class SqliteFeed:
     """See `tidemill.broker.Feed`. Its lease is renewed by the writer's thread, whatever the event loop does."""
 
-    def __init__(self, broker: SqliteBroker, spec: Subscription, subscription: int, topic: int, owner: str) -> None:
+    def __init__(
+        self, broker: SqliteBroker, spec: Subscription, subscription: int, topic: int, owner: str
+    ) -> None:
         self.spec = spec
         self.subscription = subscription
         self.owner = owner
-        self.lease = round(spec.lease * 1e9)
+        self._me = Member(subscription, owner, round(spec.lease * 1e9), broker.is_alive)
         self.generation = -1
         self.stale = False
         """Whether consumers or slots changed, so that slots are to be shared out again."""
@@ -66,8 +61,12 @@ class SqliteFeed:
         self._leaving: dict[int, int] = {}
         self._frontier = 0
         self._fetched: dict[int, int] = {}
+        # Whether `_open` is out of order: slots were taken over, and what was older in them than what was open.
+        self._mixed = False
         self._open: dict[int, Delivery] = {}
         self._gaps: set[int] = set()
+        # What may have a row of its own: whether the commit that was to write it took effect is not known.
+        self._unsure: set[int] = set()
         self._extra: dict[int, Delivery] = {}
         self._blocked: dict[str, int] = {}
         self._parked: list[Delivery] = []
@@ -79,6 +78,8 @@ class SqliteFeed:
     # ----------------------------------------------------------------- fetch
 
     async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
+        if self._closed:
+            raise BrokerError(f"{self.spec.name} was closed: nothing more comes of it. Subscribe again.")
         loop = asyncio.get_running_loop()
         until = loop.time() + wait
         while not self._closed:
@@ -106,14 +107,18 @@ class SqliteFeed:
     def _read(self, limit: int, max_bytes: int) -> list[Delivery]:
         self._more = False
         taken: list[Delivery] = []
-        if not self._mask:
+        if not self._mask or self._closed:
             return taken
-        with translated(self._broker.path):
+        try:
             now = self._broker.clock.now()
             if self.next_due is not None and self.next_due <= now:
                 max_bytes = self._read_exceptions(taken, limit, max_bytes, now)
             if len(taken) < limit and (max_bytes > 0 or not taken):
                 self._read_log(taken, min(limit - len(taken), MOST_ROWS), max_bytes)
+        except sqlite3.Error as error:
+            # What was read so far is in flight, and would be so for ever if it did not go out now.
+            if not taken:
+                raise translate(self._broker.path, error) from error
         return taken
 
     def _read_exceptions(self, taken: list[Delivery], limit: int, max_bytes: int, now: int) -> int:
@@ -144,7 +149,9 @@ class SqliteFeed:
         if full or seen == most:
             self.next_due = 0
         else:
-            self.next_due = reader.execute(SQL["next_due"], (self.subscription, now, self._mask)).fetchone()[0]
+            self.next_due = reader.execute(SQL["next_due"], (self.subscription, now, self._mask)).fetchone()[
+                0
+            ]
         return max_bytes
 
     def _read_log(self, taken: list[Delivery], limit: int, max_bytes: int) -> None:
@@ -156,25 +163,29 @@ class SqliteFeed:
         topic, name, types, fetched = self.spec.topic, self.spec.name, self._types, self._fetched
         opened, ordered = self._open, self._ordered
         last, seen, cut = self._frontier, 0, False
-        for row in rows:
-            seq = row[0]
-            seen += 1
-            if (fetched and seq <= fetched.get(row[1], 0)) or (types is not None and row[4] not in types):
+        try:
+            for row in rows:
+                seq = row[0]
+                seen += 1
+                if (fetched and seq <= fetched.get(row[1], 0)) or (types is not None and row[4] not in types):
+                    last = seq
+                    self._skipped += 1
+                    continue
+                size = len(row[6])
+                if size > max_bytes and taken:
+                    cut = True
+                    break
+                max_bytes -= size
+                message = to_message(row, topic)
+                delivery = opened[seq] = Delivery(message, name, 1, seq, (), row[1])
                 last = seq
-                self._skipped += 1
-                continue
-            size = len(row[6])
-            if size > max_bytes and taken:
-                cut = True
-                break
-            last = seq
-            max_bytes -= size
-            message = to_message(row, topic)
-            delivery = opened[seq] = Delivery(message, name, 1, seq, (), row[1])
-            if ordered and self._blocked and (key := message.key) is not None and key in self._blocked:
-                self._parked.append(delivery)  # an earlier event of its key waits: so does this one
-            else:
-                taken.append(delivery)
+                if ordered and self._blocked and (key := message.key) is not None and key in self._blocked:
+                    self._parked.append(delivery)  # an earlier event of its key waits: so does this one
+                else:
+                    taken.append(delivery)
+        except sqlite3.Error:
+            self._frontier = last
+            raise
         rows.close()
         if not cut and seen < limit:
             last = max(last, end)
@@ -187,7 +198,8 @@ class SqliteFeed:
     async def _park(self) -> None:
         parked, self._parked = self._parked, []
         try:
-            await self._settle([(delivery, RELEASE) for delivery in parked])
+            # To the end, even where the fetch is cancelled, as a drain does: what is written must be known here.
+            await asyncio.shield(self._record([(delivery, RELEASE) for delivery in parked]))
         except BaseException:
             self._parked = [*parked, *self._parked]
             raise
@@ -203,22 +215,32 @@ class SqliteFeed:
     # ---------------------------------------------------------------- settle
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
-        late = await self._settle(settlements)
+        late = await self._record(settlements)
         if self._leaving:
-            await self._give_up()
+            try:
+                await self._give_up()
+            except (BrokerError, Unconfirmed):
+                pass  # the outcomes are recorded all the same; the next fetch tries to give up again
         return late
 
-    async def _settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
-        # One at a time: a plan is made from what is known of the rows, and known again only after it has run.
+    async def _record(self, settlements: Sequence[Settlement]) -> list[Delivery]:
+        # One at a time: a plan is made from what is known of the rows, and known again only after it has run. And in
+        # one step with the caller's own bookkeeping: a fetch in between would bring what the caller still refuses.
         async with self._turn:
             plan = self._plan(settlements)
             if not plan.settled:
                 return plan.late
-            lost = await self._broker.write(plan.run)
-            self._apply(plan)
+            try:
+                lost = await self._broker.write(plan.run)
+            except (Unconfirmed, asyncio.CancelledError):
+                self._unsure.update(delivery.position for delivery, _ in plan.settled)
+                self._unsure.update(seq for seq, _, _, _ in plan.gaps)
+                raise
+            self._apply(plan, lost)
             if lost:
-                plan.late += [delivery for delivery in plan.settled if delivery.token in lost]
-                self._drop(lost)
+                plan.late += [delivery for delivery, _ in plan.settled if delivery.token in lost]
+                # Not what has been taken again meanwhile: that is another epoch.
+                self._drop({slot for slot in lost if self._slots.get(slot) == plan.slots[slot]})
             return plan.late
 
     def _new_plan(self) -> Plan:
@@ -228,21 +250,22 @@ class SqliteFeed:
         plan = self._new_plan()
         highest = -1
         done: set[int] = set()
-        opened, extra, gaps = self._open, self._extra, self._gaps
+        opened, extra, gaps, unsure = self._open, self._extra, self._gaps, self._unsure
         settled = plan.settled
-        for delivery, outcome in settlements:
+        for settlement in settlements:
+            delivery, outcome = settlement
             seq = delivery.position
             if opened.get(seq) is delivery:
-                if seq > highest:
+                if seq > highest:  # noqa: PLR1730  a call of max() costs more than all else in this loop
                     highest = seq
-                has_row = seq in gaps
+                has_row = seq in gaps or seq in unsure
             elif extra.get(seq) is delivery:
                 has_row = True
             else:
                 plan.late.append(delivery)
                 continue
             done.add(seq)
-            settled.append(delivery)
+            settled.append(settlement)
             if type(outcome) is Ack and not has_row:
                 plan.acked += 1
             else:
@@ -254,13 +277,13 @@ class SqliteFeed:
             plan.advance = self._positions(highest)
             for seq, delivery in opened.items():
                 if seq > highest:
-                    if not self._fetched:
-                        break  # in order, except while a slot is caught up with
+                    if not self._mixed:
+                        break
                 elif seq not in done and seq not in gaps:
                     plan.gaps.append((seq, delivery.token, self._key(delivery), 0))
         return plan
 
-    def _plan_row(self, plan: Plan, delivery: Delivery, outcome: Any, has_row: bool) -> None:
+    def _plan_row(self, plan: Plan, delivery: Delivery, outcome: Outcome, has_row: bool) -> None:
         seq, slot, key = delivery.position, delivery.token, self._key(delivery)
         match outcome:
             case Ack():
@@ -303,15 +326,20 @@ class SqliteFeed:
     def _key(self, delivery: Delivery) -> str | None:
         return delivery.message.key if self._ordered else None
 
-    def _apply(self, plan: Plan) -> None:
-        for delivery in plan.settled:
+    def _apply(self, plan: Plan, lost: set[int]) -> None:
+        for delivery, _ in plan.settled:
             seq = delivery.position
-            if self._open.pop(seq, None) is None:
-                self._extra.pop(seq, None)
-            self._gaps.discard(seq)
-        self._gaps.update(seq for seq, _, _, _ in plan.gaps)
+            for table in (self._open, self._extra):
+                # Where its slot was lost and taken again meanwhile, another delivery of the same event may be there.
+                if table.get(seq) is delivery:
+                    del table[seq]
+                    self._gaps.discard(seq)
+                    self._unsure.discard(seq)
+        self._gaps.update(seq for seq, slot, _, _ in plan.gaps if slot not in lost)
+        if not self._open:
+            self._mixed = False
         for row in plan.exceptional:
-            if row.key is not None:
+            if row.key is not None and row.slot not in lost:
                 self._count_blocked(row.key, 1)
             self._sooner(row.due)
         if plan.freed and self._blocked:
@@ -334,13 +362,16 @@ class SqliteFeed:
         """Take the slots that are this consumer's share, and begin to leave those that are not."""
         self.stale = False
         try:
-            shared: _Shared = await self._broker.write(self._share_out)
+            shared = await self._broker.write(partial(share_out, self._me, self._slots.copy()), ring=True)
         except BaseException:
             self.stale = True
             raise
-        self._drop({slot for slot, epoch in self._slots.items() if shared.held.get(slot, (-1, 0))[0] != epoch})
+        self._drop(
+            {slot for slot, epoch in self._slots.items() if shared.held.get(slot, (-1, 0))[0] != epoch}
+        )
         taken = {slot: held for slot, held in shared.held.items() if slot not in self._slots}
         if taken:
+            self._mixed = bool(self._open)
             self._fetched = {slot: self._up_to(slot) for slot in self._slots if slot not in self._leaving}
             self._fetched.update({slot: position for slot, (_, position) in taken.items()})
             self._slots.update({slot: epoch for slot, (epoch, _) in taken.items()})
@@ -357,43 +388,10 @@ class SqliteFeed:
         if self._leaving:
             await self._give_up()
 
-    def _share_out(self, connection: sqlite3.Connection) -> _Shared:
-        execute = connection.execute
-        now = time.monotonic_ns()
-        owners: dict[str, int] = dict(execute(SQL["owners"], (self.subscription,)).fetchall())
-        changed = self.owner not in owners
-        for owner in [other for other, lease in owners.items() if self._is_gone(other, lease, now)]:
-            execute(SQL["leave"], (self.subscription, owner))
-            execute(SQL["free_slots_of"], (self.subscription, owner))
-            del owners[owner]
-            changed = True
-        owners[self.owner] = now + self.lease
-        execute(SQL["join"], (self.subscription, self.owner, now + self.lease))
-        rank = sorted(owners).index(self.owner)
-        share = SLOTS // len(owners) + (rank < SLOTS % len(owners))
-        mine = len(execute(SQL["my_slots"], (self.subscription, self.owner)).fetchall())
-        free = execute(SQL["unowned_slots"], (self.subscription,)).fetchall()
-        mask = 0
-        for (slot,) in free[: max(0, share - mine)]:
-            execute(SQL["take_slot"], (self.subscription, slot, self.owner))
-            execute(SQL["revive_unordered"], (self.subscription, slot))
-            execute(SQL["revive_ordered"], (self.subscription, slot))
-            mask |= 1 << slot
-        keys = dict(execute(SQL["waiting_keys"], (self.subscription, mask)).fetchall()) if mask else {}
-        if changed or mask:
-            execute(SQL["changed"], (self.subscription,))
-        held = {slot: (epoch, at) for slot, epoch, at in execute(SQL["slots_taken"], (self.subscription, self.owner))}
-        return _Shared(share, held, keys)
-
-    def _is_gone(self, owner: str, lease: int, now: int) -> bool:
-        return owner != self.owner and (lease < now or not self._broker.is_alive(owner))
-
     def look_around(self) -> None:
         """See whether another consumer is gone, so that its slots are taken over."""
-        now = time.monotonic_ns()
-        for owner, lease in self._broker.reader.execute(SQL["owners"], (self.subscription,)).fetchall():
-            if self._is_gone(owner, lease, now):
-                self.stale = True
+        if self._me.sees_a_loss(self._broker.reader):
+            self.stale = True
 
     async def _give_up(self) -> None:
         """Let go of the slots to leave, as far as nothing of them is in flight."""
@@ -408,7 +406,11 @@ class SqliteFeed:
                     connection.execute(SQL["free_slots"], (self.subscription, self.owner, slot, position))
                 connection.execute(SQL["changed"], (self.subscription,))
 
-            await self._broker.write(free)
+            try:
+                await self._broker.write(free, ring=True)
+            except BaseException:
+                self.stale = True  # nobody reads them until they are given up: try again soon
+                raise
             self._drop(set(idle))
 
     def _drop(self, slots: set[int]) -> None:
@@ -423,6 +425,7 @@ class SqliteFeed:
             for seq in [seq for seq, delivery in table.items() if delivery.token in slots]:
                 del table[seq]
                 self._gaps.discard(seq)
+                self._unsure.discard(seq)
         for key in [key for key in self._blocked if slot_of(key) in slots]:
             del self._blocked[key]
         self._set_mask()
@@ -432,24 +435,21 @@ class SqliteFeed:
 
     def renew(self, connection: sqlite3.Connection) -> None:
         """Say that this consumer lives. Runs in the writer's thread."""
-        until = time.monotonic_ns() + self.lease
-        if not connection.execute(SQL["renew"], (until, self.subscription, self.owner)).rowcount:
+        if not self._me.renew(connection):
             self.stale = True  # it was thought dead, and its slots may be another's
+
+    def forked(self) -> None:
+        """In a process that was forked from this one: nothing more comes of it."""
+        self._closed = True
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         self._broker.forget(self)
-
-        def leave(connection: sqlite3.Connection) -> None:
-            connection.execute(SQL["free_slots_of"], (self.subscription, self.owner))
-            connection.execute(SQL["leave"], (self.subscription, self.owner))
-            connection.execute(SQL["changed"], (self.subscription,))
-
-        async with self._turn:
-            try:
-                await self._broker.write(leave)
-            except BrokerError:
-                pass  # the lease ends, or the process does: either frees the slots
-            self._drop(set(self._slots))
+        try:
+            async with asyncio.timeout(LEAVE), self._turn:
+                await self._broker.write(self._me.leave, ring=True)
+        except (BrokerError, Unconfirmed, TimeoutError):
+            pass  # the lease ends, or the process does: either frees the slots
+        self._drop(set(self._slots))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote, unquote
 
-from ...errors import BrokerError, ConfigurationError, NotTidemillStorage, StorageFull
+from ...broker import BrokerUrl
+from ...errors import BrokerError, BrokerUrlError, ConfigurationError, NotTidemillStorage, StorageFull
 from .sql import load
 
 APPLICATION_ID = 0x74644D4C  # "tdML", in the file's header (sqlite.org/fileformat.html §1.3.15)
@@ -22,10 +24,14 @@ checkpoints cost an fsync of their own."""
 def connect(path: str, *, synchronous: str = "FULL") -> sqlite3.Connection:
     """A connection in autocommit mode: transactions are begun and ended by name, never behind our back."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-    connection.execute("pragma journal_mode = wal")
-    connection.execute(f"pragma synchronous = {synchronous}")
-    connection.execute("pragma cache_size = -32768")
-    connection.execute(f"pragma wal_autocheckpoint = {WAL_PAGES}")
+    try:
+        connection.execute("pragma journal_mode = wal")
+        connection.execute(f"pragma synchronous = {synchronous}")
+        connection.execute("pragma cache_size = -32768")
+        connection.execute(f"pragma wal_autocheckpoint = {WAL_PAGES}")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -38,10 +44,12 @@ class WriteLock:
     """
 
     def __init__(self, path: str) -> None:
-        self._file = os.open(f"{path}-lock", os.O_CREAT | os.O_RDWR, 0o644)
+        self._path = f"{path}-lock"
+        self._is_new = not os.path.exists(self._path)
+        self._file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Generator[None]:
         """Hold the lock; blocks until it is free."""
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
@@ -52,6 +60,17 @@ class WriteLock:
     def close(self) -> None:
         """Release the file."""
         os.close(self._file)
+
+    def keep(self) -> None:
+        """The file is ours: other processes may rely on the lock beside it."""
+        self._is_new = False
+
+    def retract(self) -> None:
+        """Release the file, and leave nothing behind beside a file that is none of ours."""
+        self.close()
+        if self._is_new:
+            with suppress(OSError):
+                os.unlink(self._path)
 
 
 def prepare(path: str, lock: WriteLock) -> None:
@@ -70,6 +89,7 @@ def prepare(path: str, lock: WriteLock) -> None:
                     f"{path} is an SQLite database of something else. It was not touched. Give Tidemill a file of its "
                     "own: sqlite:///another.db"
                 )
+            lock.keep()
             if version > SCHEMA_VERSION:
                 raise NotTidemillStorage(
                     f"{path} was written by a newer Tidemill (schema {version}, this one knows {SCHEMA_VERSION}). "
@@ -85,17 +105,41 @@ def prepare(path: str, lock: WriteLock) -> None:
             connection.close()
 
 
-def check_path(path: str) -> None:
-    """Raise `ConfigurationError` where no database can be at `path`."""
-    if not path:
-        raise ConfigurationError(
-            "the URL names no file. Write sqlite:///shop.db (in the working directory) or sqlite:////var/lib/shop.db."
+def path_of(url: BrokerUrl) -> str:
+    """The file that a URL names: after three slashes a relative path, after four an absolute one.
+
+    Raises `BrokerUrlError` where it names none, before anything is created under a wrong name.
+    """
+    path = unquote(url.path[1:])
+    if not url.text[len(url.scheme) :].startswith(":///"):
+        meant = quote(unquote(url.text[len(url.scheme) :].partition("?")[0].lstrip(":/")))
+        raise BrokerUrlError(
+            f"{url.text}: three slashes come before a path. Nothing was opened. Write sqlite:///{meant or 'shop.db'} "
+            f"(in the working directory) or sqlite:////{meant or 'var/lib/shop.db'} (an absolute path)."
         )
-    folder = Path(path).resolve().parent
+    if not path or path == ":memory:" or "\0" in path:
+        raise BrokerUrlError(
+            f"{url.text} names no file. Write sqlite:///shop.db (in the working directory) or "
+            "sqlite:////var/lib/shop.db (an absolute path); memory: is the broker that leaves nothing behind."
+        )
+    return path
+
+
+def real_path(path: str) -> str:
+    """The one name of a file, whatever the working directory becomes and whichever link leads to it: its locks lie
+    beside it. Raises `ConfigurationError` where no database can be at `path`.
+    """
+    path = os.path.realpath(path)
+    folder = Path(path).parent
     if not folder.is_dir():
-        raise ConfigurationError(f"there is no folder {folder}. Create it, or correct the URL sqlite:///{path}.")
+        raise ConfigurationError(
+            f"there is no folder {folder}. Nothing was created. Create it, or correct the URL sqlite:///{quote(path)}."
+        )
     if Path(path).is_dir():
-        raise ConfigurationError(f"{path} is a folder. Name a file in it: sqlite:///{path.rstrip('/')}/events.db")
+        raise ConfigurationError(
+            f"{path} is a folder. Nothing was created. Name a file in it: sqlite:///{quote(path)}/events.db"
+        )
+    return path
 
 
 _NO_ROOM = frozenset(("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM"))
@@ -129,7 +173,7 @@ def translate(path: str, error: sqlite3.Error | OSError) -> BrokerError:
 
 
 @contextmanager
-def translated(path: str) -> Iterator[None]:
+def translated(path: str) -> Generator[None]:
     """Raise Tidemill's errors for the driver's."""
     try:
         yield

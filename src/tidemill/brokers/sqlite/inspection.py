@@ -15,6 +15,11 @@ from .sql import SQL
 _types = msgspec.json.Decoder(tuple[str, ...]).decode
 
 
+def is_in(name: str, prefix: str) -> bool:
+    """Whether a stored name belongs to the namespace of that prefix. Names themselves have no slash."""
+    return name.startswith(prefix) and "/" not in name[len(prefix) :]
+
+
 def inspect(reader: sqlite3.Connection, prefix: str) -> Inspection:
     """Every topic and subscription whose name begins with `prefix`."""
     strip = len(prefix)
@@ -26,11 +31,13 @@ def inspect(reader: sqlite3.Connection, prefix: str) -> Inspection:
             scheduled=_one(reader, "count_scheduled", topic),
         )
         for topic, name, key, _ in reader.execute(SQL["topics"]).fetchall()
-        if name.startswith(prefix)
+        if is_in(name, prefix)
     ]
     subscriptions: list[SubscriptionStatus] = []
-    for number, name, topic_name, types, _, _, acked, retried, topic in reader.execute(SQL["subscriptions"]).fetchall():
-        if not name.startswith(prefix):
+    for number, name, topic_name, types, _, _, acked, retried, topic in reader.execute(
+        SQL["subscriptions"]
+    ).fetchall():
+        if not is_in(name, prefix):
             continue
         waiting, oldest = reader.execute(SQL["backlog"], (number, topic, types)).fetchone()
         exceptions, retrying, oldest_exception = reader.execute(SQL["exceptions"], (number,)).fetchone()
@@ -64,14 +71,16 @@ def dead_letters(reader: sqlite3.Connection, prefix: str, subscription: str | No
             history=unpack_history(row[18]),
         )
         for row in reader.execute(SQL["dead_letters"]).fetchall()
-        if row[13].startswith(prefix) and subscription in (None, row[13][strip:])
+        if is_in(row[13], prefix) and subscription in (None, row[13][strip:])
     ]
 
 
 def trace(reader: sqlite3.Connection, prefix: str, correlation_id: str) -> Trace:
     """The messages of a flow and what every subscription did with them."""
     strip = len(prefix)
-    rows = [row for row in reader.execute(SQL["flow"], (correlation_id,)).fetchall() if row[14].startswith(prefix)]
+    rows = [
+        row for row in reader.execute(SQL["flow"], (correlation_id,)).fetchall() if is_in(row[14], prefix)
+    ]
     subscriptions = reader.execute(SQL["subscriptions"]).fetchall()
     fates: list[Fate] = []
     for row in rows:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...ids import new_id
+from .bell import SUFFIX
 
 
 class Life:
@@ -17,27 +18,44 @@ class Life:
 
     def __init__(self, database: str) -> None:
         self._folder = Path(f"{database}-live")
-        self._folder.mkdir(exist_ok=True)
         self.token = new_id()
-        self._file = os.open(self._folder / self.token, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-        # Before the token appears in any table, so that nobody finds it there without its lock.
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file = self._begin()
+        # What processes left behind that died while nobody was looking.
+        for name in os.listdir(self._folder):
+            if not name.endswith(SUFFIX):
+                self.is_alive(name)
+
+    def _begin(self) -> int:
+        while True:
+            self._folder.mkdir(exist_ok=True)
+            try:
+                file = os.open(self._folder / self.token, os.O_CREAT | os.O_RDWR, 0o644)
+            except FileNotFoundError:
+                continue  # the last of the others left just now, and took the folder along
+            # Before the token appears in any table, so that nobody finds it there without its lock.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file).st_nlink:
+                return file
+            os.close(file)  # somebody found it before it was locked, and took it away
 
     def is_alive(self, token: str) -> bool:
-        """Whether the process of that token still runs (or is paused)."""
+        """Whether the process of that token still runs (or is paused). Where that cannot be seen: yes."""
         if token == self.token:
             return True
         try:
             file = os.open(self._folder / token, os.O_RDWR)
         except FileNotFoundError:
             return False
+        except OSError:
+            return True  # no permission, too many open files: then its lease decides
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         else:
-            with suppress(FileNotFoundError):
-                (self._folder / token).unlink()
+            for name in (token, token + SUFFIX):
+                with suppress(FileNotFoundError):
+                    (self._folder / name).unlink()
             return False
         finally:
             os.close(file)
@@ -46,6 +64,10 @@ class Life:
         """Take the sign away."""
         with suppress(FileNotFoundError):
             (self._folder / self.token).unlink()
-        os.close(self._file)
+        self.forked()
         with suppress(OSError):
             self._folder.rmdir()  # only where this was the last
+
+    def forked(self) -> None:
+        """Leave the sign to the process that forked this one: only it lives by it."""
+        os.close(self._file)

@@ -35,7 +35,7 @@ select id from tidemill_topic where name = ?
 insert into tidemill_topic (name, key, retain) values (?, ?, ?) on conflict do nothing
 
 -- name: find_subscription
-select s.id, t.name from tidemill_subscription s join tidemill_topic t on t.id = s.topic where s.name = ?
+select s.id, t.name, t.id from tidemill_subscription s join tidemill_topic t on t.id = s.topic where s.name = ?
 
 -- name: owners
 select owner, lease from tidemill_consumer where subscription = ?
@@ -82,7 +82,7 @@ where subscription = ?1 and key = ?2 and due is null
                   and e.seq < tidemill_exception.seq and e.due > ?3)
 
 -- name: hold_back
--- What was let go behind an event that is to be retried now waits behind it again.
+-- What was let go behind an event that is given back or to be retried waits behind it again.
 update tidemill_exception set due = null where subscription = ?1 and key = ?2 and seq > ?3 and due = 0
 
 -- name: put_recovered

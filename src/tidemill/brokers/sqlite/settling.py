@@ -11,7 +11,10 @@ from typing import Any
 
 import msgspec
 
+from ...broker import Settlement
 from ...message import Delivery
+from ...outcome import Ack, Retry
+from .rows import slot_of
 from .sql import SQL
 
 
@@ -45,7 +48,7 @@ class Plan(msgspec.Struct):
     now: int
     slots: dict[int, int]
     """The slots held, with their epochs: what another consumer has taken since is left alone."""
-    settled: list[Delivery] = []
+    settled: list[Settlement] = []
     late: list[Delivery] = []
     gaps: list[tuple[int, int, str | None, int]] = []
     """(seq, slot, key, attempts) of what still runs."""
@@ -67,7 +70,7 @@ class Plan(msgspec.Struct):
         execute = connection.execute
         subscription, owner = self.subscription, self.owner
         held: dict[int, int] = dict(execute(SQL["my_slots"], (subscription, owner)).fetchall())
-        lost = {slot for slot, epoch in self.slots.items() if held.get(slot) != epoch} if held != self.slots else set()
+        lost: set[int] = {slot for slot, epoch in self.slots.items() if held.get(slot) != epoch}
         for seq, slot, key, attempts in self.gaps:
             if slot not in lost:
                 execute(SQL["put_gap"], (subscription, seq, slot, key, attempts))
@@ -83,6 +86,7 @@ class Plan(msgspec.Struct):
         for seq, slot in self.dropped:
             if slot not in lost:
                 execute(SQL["drop_exception"], (subscription, seq))
+        held_back: set[str] = set()
         # In order of position: a released event must find the earlier ones of its key.
         for row in sorted(self.exceptional, key=_position):
             if row.slot not in lost:
@@ -96,16 +100,22 @@ class Plan(msgspec.Struct):
                     row.history,
                 )
                 execute(SQL["put_released"] if row.released else SQL["put_exception"], values)
-                if row.key is not None and not row.released:
+                if row.key is not None and row.key not in held_back:
+                    held_back.add(row.key)
                     execute(SQL["hold_back"], (subscription, row.key, row.seq))
         for position, mask in self.advance:
-            for slot in lost:
-                mask &= ~(1 << slot)
-            execute(SQL["advance"], (position, subscription, owner, mask))
+            kept = mask & ~sum(1 << slot for slot in lost)
+            execute(SQL["advance"], (position, subscription, owner, kept))
         for key in self.freed:
-            execute(SQL["let_go"], (subscription, key, self.now))
-        if self.acked or self.retried:
-            execute(SQL["count_settled"], (self.acked, self.retried, subscription))
+            if slot_of(key) not in lost:
+                execute(SQL["let_go"], (subscription, key, self.now))
+        acked, retried = self.acked, self.retried
+        if lost:
+            late = [outcome for delivery, outcome in self.settled if delivery.token in lost]
+            acked -= sum(isinstance(outcome, Ack) for outcome in late)
+            retried -= sum(isinstance(outcome, Retry) for outcome in late)
+        if acked or retried:
+            execute(SQL["count_settled"], (acked, retried, subscription))
         return lost
 
 

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 def load(file: str) -> str:
     """The text of an SQL file of this folder."""
-    return (files(__package__) / file).read_text(encoding="utf-8")
+    return (files(__name__.rpartition(".")[0]) / file).read_text(encoding="utf-8")
 
 
 def _named(text: str) -> dict[str, str]:

@@ -25,6 +25,10 @@ MOST_JOBS = 256
 """Jobs in one transaction, so that no commit makes the others wait for long."""
 
 
+END_WITHIN = 5.0
+"""Seconds to wait for the thread to end. It takes longer only where another process keeps the write lock."""
+
+
 class Unconfirmed(Exception):
     """The commit itself failed: whether it took effect is not known."""
 
@@ -32,7 +36,9 @@ class Unconfirmed(Exception):
 class Writer:
     """Runs jobs in transactions, in the order they were submitted. A job that fails takes no other one along."""
 
-    def __init__(self, path: str, lock: WriteLock, synchronous: str, beat: Callable[[], Sequence[Job]]) -> None:
+    def __init__(
+        self, path: str, lock: WriteLock, synchronous: str, beat: Callable[[], Sequence[Job]]
+    ) -> None:
         self._path = path
         self._lock = lock
         self._synchronous = synchronous
@@ -41,6 +47,7 @@ class Writer:
         self._jobs: deque[tuple[Job, asyncio.Future[Any] | None]] = deque()
         self._wanted = threading.Event()
         self._closing = False
+        self._refusal = f"{path} is closed; nothing was stored. Connect again."
         self._thread = threading.Thread(target=self._run, name="tidemill-sqlite-writer", daemon=True)
 
     def start(self) -> None:
@@ -54,19 +61,24 @@ class Writer:
         """
         future: asyncio.Future[T] = self._loop.create_future()
         if self._closing:
-            future.set_exception(BrokerError(f"{self._path} is closed; nothing was stored"))
+            future.set_exception(BrokerError(self._refusal))
             return future
         self._jobs.append((job, future))
         if not self._wanted.is_set():
             self._wanted.set()
         return future
 
-    async def close(self) -> None:
-        """Finish what was submitted, then end the thread."""
-        if not self._closing:
-            self._closing = True
-            self._wanted.set()
-            await self._loop.run_in_executor(None, self._thread.join, 10.0)
+    async def close(self) -> bool:
+        """Finish what was submitted, then end the thread. Whether that is done: see `END_WITHIN`."""
+        self._closing = True
+        self._wanted.set()
+        await self._loop.run_in_executor(None, self._thread.join, END_WITHIN)
+        return not self._thread.is_alive()
+
+    def refuse(self, why: str) -> None:
+        """Take nothing more, without waiting for anything: in a forked process the thread does not exist."""
+        self._closing = True
+        self._refusal = why
 
     def _run(self) -> None:
         connection: sqlite3.Connection | None = None
@@ -86,7 +98,9 @@ class Writer:
                     answers: list[Any] = [translate(self._path, error)] * len(batch)
                 else:
                     answers = self._commit(connection, [job for job, _ in batch])
-                waiting = [(future, answer) for (_, future), answer in zip(batch, answers, strict=True) if future]
+                waiting = [
+                    (future, answer) for (_, future), answer in zip(batch, answers, strict=True) if future
+                ]
                 if waiting:
                     try:
                         self._loop.call_soon_threadsafe(_answer, waiting)
@@ -99,31 +113,40 @@ class Writer:
                 connection.close()
 
     def _commit(self, connection: sqlite3.Connection, jobs: list[Job]) -> list[Any]:
-        """Run jobs in one transaction; where that fails, each in its own. An answer each, or an exception."""
+        """Run jobs in one transaction; where one fails, each in its own. An answer each, or an exception."""
+        begun = False
         try:
             with self._lock.held():
                 connection.execute("begin immediate")
-                answers = [job(connection) for job in jobs]
+                begun = True
                 try:
-                    connection.execute("commit")
-                except sqlite3.Error:
-                    if not connection.in_transaction:
-                        raise Unconfirmed(f"{self._path}: the commit failed and may have taken effect") from None
+                    answers = [job(connection) for job in jobs]
+                    _end(connection, self._path)
+                except BaseException:
+                    if connection.in_transaction:  # else SQLite has rolled back by itself
+                        connection.execute("rollback")
                     raise
             return answers
         except BaseException as error:
-            if connection.in_transaction:
-                try:
-                    connection.execute("rollback")
-                except sqlite3.Error:
-                    pass  # SQLite has rolled back by itself, as it does when the disk is full
-            if len(jobs) > 1 and not isinstance(error, Unconfirmed):
+            # Where not even a transaction could begin, no job is to blame, and each alone would wait as long.
+            if begun and len(jobs) > 1 and not isinstance(error, Unconfirmed):
                 return [answer for job in jobs for answer in self._commit(connection, [job])]
             if isinstance(error, sqlite3.Error | OSError):
                 error = translate(self._path, error)
             elif not isinstance(error, TidemillError | Unconfirmed):
                 error = BrokerError(f"{self._path}: {type(error).__name__}: {error}")
             return [error] * len(jobs)
+
+
+def _end(connection: sqlite3.Connection, path: str) -> None:
+    try:
+        connection.execute("commit")
+    except sqlite3.Error as error:
+        # Without room the last frame, the one that commits, was not written. Where it was written and not synced,
+        # say, the transaction is gone from here, and may be back after a crash.
+        if connection.in_transaction or error.sqlite_errorname == "SQLITE_FULL":
+            raise
+        raise Unconfirmed(f"{path}: the commit failed ({error}) and may have taken effect") from error
 
 
 def _answer(waiting: list[tuple[asyncio.Future[Any], Any]]) -> None:

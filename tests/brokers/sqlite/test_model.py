@@ -1,0 +1,488 @@
+"""Several consumers on one file, thousands of random steps, and a model that says what may be delivered when.
+
+The model knows the promises, not the implementation: what is published is delivered until it is settled, what is settled
+never comes again, attempts are exact, and of a key nothing is delivered while an earlier event of it waits or is with
+somebody else. Who holds a slot, and since when, it reads from the file.
+
+More seeds by hand: TIDEMILL_SEEDS=5000 pytest tests/brokers/sqlite/test_model.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tidemill.broker import Subscription, TopicSpec
+from tidemill.brokers.sqlite import broker as broker_module
+from tidemill.brokers.sqlite import writer
+from tidemill.brokers.sqlite.broker import SqliteBroker
+from tidemill.brokers.sqlite.feed import SqliteFeed
+from tidemill.brokers.sqlite.file import connect
+from tidemill.brokers.sqlite.rows import slot_of
+from tidemill.errors import BrokerError
+from tidemill.message import Delivery
+from tidemill.outcome import ACK, RELEASE, Ack, DeadLetter, Outcome, Release, Retry
+
+from .rig import MAX_BYTES, Commits, ManualClock, broker_at, expire, kill, message, rows
+
+SEEDS = int(os.environ.get("TIDEMILL_SEEDS", "150"))
+FIRST = int(os.environ.get("TIDEMILL_FIRST_SEED", "0"))
+
+
+class Event:
+    """What the model knows of one event."""
+
+    def __init__(self, number: int, key: str | None) -> None:
+        self.number = number
+        self.key = key
+        self.failures = {0}  # how often it may have failed: more than one answer where a process died while settling
+        self.due = 0
+        self.settled = False
+        self.maybe_settled = False
+        self.dead = False
+
+    def __repr__(self) -> str:
+        return f"#{self.number}({self.key})"
+
+
+class Held:
+    """A delivery that a consumer has and has not settled."""
+
+    def __init__(self, event: Event, delivery: Delivery, epoch: int) -> None:
+        self.event = event
+        self.delivery = delivery
+        self.epoch = epoch
+        self.back = False  # an earlier event of its key failed: it can only be given back
+
+
+class Worker:
+    """A feed, and what it has in hand: by the discipline of a consumer, which handles a key's events in order."""
+
+    def __init__(self, broker: SqliteBroker, feed: SqliteFeed) -> None:
+        self.broker = broker
+        self.feed = feed
+        self.held: list[Held] = []
+
+
+class LoopWriter(writer.Writer):
+    """A writer without a thread: it commits, and answers, after some turns of the loop drawn from the seed."""
+
+    random: random.Random
+
+    def start(self) -> None:
+        self._connection = connect(self._path, synchronous="OFF")
+        self._busy = False
+
+    def submit(self, job: Callable[[sqlite3.Connection], Any]) -> asyncio.Future[Any]:
+        future = super().submit(job)
+        if self._jobs and not self._busy:
+            self._busy = True
+            self._later(self._turn)
+        return future
+
+    def _later(self, call: Callable[[], None], turns: int | None = None) -> None:
+        left = self.random.choice((0, 0, 1, 3)) if turns is None else turns
+        self._loop.call_soon(*((self._later, call, left - 1) if left else (call,)))
+
+    def _turn(self) -> None:
+        batch = [self._jobs.popleft() for _ in range(len(self._jobs))]
+        answers = self._commit(self._connection, [job for job, _ in batch])
+        waiting = [(future, answer) for (_, future), answer in zip(batch, answers, strict=True) if future]
+        self._later(partial(writer._answer, waiting))
+        self._busy = bool(self._jobs)
+        if self._busy:
+            self._later(self._turn)
+
+    async def close(self) -> bool:
+        self._closing = True
+        while self._busy:
+            await asyncio.sleep(0)
+        self._connection.close()
+        return True
+
+
+class World:
+    def __init__(self, path: Path, seed: int) -> None:
+        self.path = path
+        self.random = random.Random(seed)
+        self.clock = ManualClock()
+        self.commits = Commits()
+        self.ordered = self.random.random() < 0.7
+        self.spec = Subscription(name="shop.handle", topic="orders", ordered=self.ordered, start="beginning")
+        self.retain = self.random.choice((0.0, 0.0, 7 * 86400.0))
+        self.keys = [f"k{n}" for n in range(self.random.choice((1, 3, 12)))]
+        self.failing = self.random.choice((0.0, 0.0, 0.03, 0.15))
+        self.events: dict[str, Event] = {}
+        self.by_key: dict[str, list[Event]] = {}
+        self.workers: list[Worker] = []
+        self.publisher: SqliteBroker
+        self.positions: dict[int, str] = {}
+        self.log: list[str] = []
+
+    # ------------------------------------------------------------------ steps
+
+    async def run(self, steps: int) -> None:
+        self.publisher = await self.open_broker()
+        await self.publisher.declare([TopicSpec("orders", "customer", self.retain)], [self.spec])
+        self.commits.how = self.how_commits_end
+        moves = {
+            self.publish: 14,
+            self.fetch: 30,
+            self.settle: 26,
+            self.both: 6,
+            self.start: 4,
+            self.close: 3,
+            self.die: 3,
+            self.die_settling: 1,
+            self.pause: 3,
+            self.wait: 10,
+            self.purge: 3,
+            self.give_up_fetching: 2,
+        }
+        await self.start()
+        for _ in range(steps):
+            move = self.random.choices(list(moves), list(moves.values()))[0]
+            await move()
+        self.commits.how = lambda: ""
+        await self.finish()
+
+    def how_commits_end(self) -> str:
+        return self.random.choice(("full", "lost", "gone")) if self.random.random() < self.failing else ""
+
+    def note(self, *what: object) -> None:
+        self.log.append(" ".join(str(each) for each in what))
+
+    def worker(self) -> Worker | None:
+        return self.random.choice(self.workers) if self.workers else None
+
+    async def open_broker(self) -> SqliteBroker:
+        broker = broker_at(self.path, self.clock, synchronous="normal")
+        broker._spread = 0  # or it begins anywhere
+        await broker.open()
+        return broker
+
+    async def again(self, what: object) -> object:
+        """Repeat until it does not fail, as publishers and consumers do."""
+        while True:
+            try:
+                return await what()  # type: ignore[operator]
+            except (BrokerError, writer.Unconfirmed) as error:
+                self.note("  failed:", type(error).__name__)
+
+    async def publish(self) -> None:
+        messages = []
+        due = self.clock.now() + self.random.randrange(1, 20) * 10**9 if self.random.random() < 0.1 else None
+        for _ in range(self.random.choice((1, 2, 5, 20))):
+            # An event with a delay has its place in the order of its key when it appears: a key of its own here.
+            key = None if due or self.random.random() < 0.2 else self.random.choice(self.keys)
+            event = Event(len(self.events), key)
+            messages.append(message(key))
+            self.events[messages[-1].id] = event
+            if key is not None:
+                self.by_key.setdefault(key, []).append(event)
+        self.note("publish", [self.events[m.id] for m in messages], due)
+        receipts = await self.again(lambda: self.publisher.publish(messages, due=due))
+        assert all(receipt.ok for receipt in receipts)  # type: ignore[attr-defined]
+
+    async def start(self) -> None:
+        if len(self.workers) > 5:
+            return
+        shared = [worker.broker for worker in self.workers]
+        broker = self.random.choice(shared) if shared and self.random.random() < 0.3 else await self.open_broker()
+        await self.again(lambda: broker.declare([], [self.spec]))
+        feed = await self.again(lambda: broker.subscribe(self.spec))
+        assert isinstance(feed, SqliteFeed)
+        self.workers.append(Worker(broker, feed))
+        self.note("start", feed.owner[-6:])
+
+    async def close(self) -> None:
+        if worker := self.worker():
+            self.note("close", worker.feed.owner[-6:])
+            self.workers.remove(worker)
+            await worker.feed.close()
+            if not any(other.broker is worker.broker for other in self.workers):
+                await worker.broker.close()
+
+    async def die(self) -> None:
+        if worker := self.worker():
+            self.note("die", worker.feed.owner[-6:])
+            self.workers = [other for other in self.workers if other.broker is not worker.broker]
+            await kill(worker.broker)
+
+    async def die_settling(self) -> None:
+        """The process dies with a settlement under way: whether it was written nobody knows."""
+        worker = self.worker()
+        if worker is None:
+            return
+        choices = self.choose(worker)
+        valid = [(held, outcome) for held, outcome in choices if self.owns(worker, held)]
+        self.note("die settling", worker.feed.owner[-6:], [(held.event, outcome) for held, outcome in choices])
+        task = asyncio.ensure_future(worker.feed.settle([(held.delivery, outcome) for held, outcome in choices]))
+        for _ in range(self.random.randrange(3)):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        self.workers = [other for other in self.workers if other.broker is not worker.broker]
+        await kill(worker.broker)
+        for held, outcome in valid:
+            match outcome:
+                case Ack() | DeadLetter():
+                    held.event.maybe_settled = True
+                    held.event.dead = held.event.dead or isinstance(outcome, DeadLetter)
+                case Retry():
+                    held.event.failures = held.event.failures | {held.delivery.attempt}
+                    held.event.due = 0
+                case _:
+                    pass
+
+    async def pause(self) -> None:
+        """A process stands still for longer than its lease, and then goes on."""
+        if worker := self.worker():
+            self.note("pause", worker.feed.owner[-6:])
+            expire(self.path, worker.feed)
+
+    async def wait(self) -> None:
+        self.clock.advance(self.random.choice((0.001, 1, 5, 30)))
+
+    async def purge(self) -> None:
+        self.note("purge")
+        await self.again(lambda: self.publisher.write(self.publisher._retention.purge))
+
+    async def give_up_fetching(self) -> None:
+        """A fetch is cancelled wherever it stands, as a drain does."""
+        if worker := self.worker():
+            task = asyncio.ensure_future(worker.feed.fetch(10, 0.0, MAX_BYTES))
+            for _ in range(self.random.randrange(6)):
+                await asyncio.sleep(0)
+            task.cancel()
+            (result,) = await asyncio.gather(task, return_exceptions=True)
+            self.note("give up fetching", worker.feed.owner[-6:], type(result).__name__)
+            if isinstance(result, list):
+                self.receive(worker, result)
+
+    async def fetch(self) -> None:
+        if worker := self.worker():
+            limit = self.random.choice((1, 3, 10, 100))
+            try:
+                taken = await worker.feed.fetch(limit, 0.0, self.random.choice((1, 50, MAX_BYTES)))
+            except (BrokerError, writer.Unconfirmed) as error:
+                self.note("fetch failed", type(error).__name__)
+                return
+            assert len(taken) <= limit
+            self.receive(worker, taken)
+
+    async def settle(self) -> None:
+        if worker := self.worker():
+            choices = self.choose(worker)
+            if choices:
+                expected = [held.delivery for held, _ in choices if not self.owns(worker, held)]
+                late = await self.record(worker, choices)
+                assert {id(each) for each in late} == {id(each) for each in expected}, (late, expected)
+
+    async def both(self) -> None:
+        """A fetch and a settlement at the same time, as in a consumer, and another consumer's besides."""
+        worker, other = self.worker(), self.worker()
+        if worker is None or other is None:
+            return
+        choices = self.choose(worker)
+        before = {held.event for held in worker.held}
+        returned = {held.event.key for held, outcome in choices if isinstance(outcome, Retry | Release)}
+        taking = [worker] if worker is other else [worker, other]
+        results = await asyncio.gather(
+            self.record(worker, choices),
+            *(each.feed.fetch(10, 0.0, MAX_BYTES) for each in taking),
+            return_exceptions=True,
+        )
+        if isinstance(results[0], BaseException):
+            raise results[0]
+        for each, taken in zip(taking, results[1:], strict=True):
+            if isinstance(taken, list):
+                # It may have come before the settlement was done, or after.
+                self.receive(each, taken, before if each is worker else set())
+                for held in each.held:
+                    held.back = held.back or (each is worker and self.ordered and held.event.key in returned - {None})
+            elif not isinstance(taken, BrokerError | writer.Unconfirmed):
+                raise taken
+
+    # ------------------------------------------------------------------ model
+
+    def owns(self, worker: Worker, held: Held) -> bool:
+        found = rows(
+            self.path,
+            "select owner, epoch from tidemill_slot where slot = ?",
+            held.delivery.token,
+        )
+        return found == [(worker.feed.owner, held.epoch)]
+
+    def receive(self, worker: Worker, taken: list[Delivery], before: set[Event] | None = None) -> None:
+        feed = worker.feed
+        self.note("fetch", feed.owner[-6:], [(self.events[d.message.id], d.attempt) for d in taken])
+        owners = {slot: (owner, epoch) for slot, owner, epoch in rows(self.path, "select slot, owner, epoch from tidemill_slot")}
+        valid = {
+            held.event
+            for each in self.workers
+            for held in each.held
+            if owners[held.delivery.token] == (each.feed.owner, held.epoch)
+        }
+        own = {held.event for held in worker.held if owners[held.delivery.token] == (feed.owner, held.epoch)}
+        own |= before or set()
+        for delivery in taken:
+            event = self.events[delivery.message.id]
+            assert self.positions.setdefault(delivery.position, delivery.message.id) == delivery.message.id, "seq reused"
+            assert not event.settled, f"{event} is settled and was delivered again"
+            assert delivery.attempt - 1 in event.failures, f"{event}: attempt {delivery.attempt}, failed {event.failures}"
+            event.failures = {delivery.attempt - 1}
+            assert event.due <= self.clock.now(), f"{event} came before its time"
+            epoch = feed._slots.get(delivery.token)
+            if epoch is None or owners[delivery.token] != (feed.owner, epoch):
+                assert before is not None, f"{event} is of a slot that is another's"
+                epoch = -1
+            else:
+                assert event not in valid, f"{event} is with somebody already"
+            if self.ordered and event.key is not None and epoch >= 0:
+                assert slot_of(event.key) == delivery.token
+                for earlier in self.by_key[event.key]:
+                    if earlier is event:
+                        break
+                    assert earlier.settled or earlier in own or earlier.maybe_settled, (
+                        f"{event} came while {earlier} waits or is with another"
+                    )
+            held = Held(event, delivery, epoch)
+            if self.ordered and event.key is not None:
+                held.back = any(other.back for other in worker.held if other.event.key == event.key)
+            worker.held.append(held)
+            own.add(event)
+
+    def choose(self, worker: Worker) -> list[tuple[Held, Outcome]]:
+        chosen: list[tuple[Held, Outcome]] = []
+        if not self.ordered:
+            for held in self.random.sample(worker.held, self.random.randint(0, len(worker.held))):
+                chosen.append((held, self.outcome()))
+            return chosen
+        lanes: dict[object, list[Held]] = {}
+        for held in worker.held:
+            lanes.setdefault(held.event.key or held, []).append(held)
+        for lane in lanes.values():
+            if self.random.random() < 0.3:
+                continue
+            for held in lane:
+                if held.back:
+                    if self.random.random() < 0.8:
+                        chosen.append((held, RELEASE))
+                    continue
+                if self.random.random() < 0.3:
+                    break
+                outcome = self.outcome()
+                chosen.append((held, outcome))
+                if isinstance(outcome, Retry | Release):
+                    for follower in lane[lane.index(held) + 1 :]:
+                        follower.back = True
+        self.random.shuffle(chosen)
+        return chosen
+
+    def outcome(self) -> Outcome:
+        return self.random.choices(
+            (ACK, Retry(self.random.choice((0.0, 0.5, 10.0)), "no"), RELEASE, DeadLetter("never")), (6, 3, 2, 1)
+        )[0]
+
+    async def record(self, worker: Worker, choices: list[tuple[Held, Outcome]]) -> list[Delivery]:
+        self.note("settle", worker.feed.owner[-6:], [(held.event, type(outcome).__name__) for held, outcome in choices])
+        now = self.clock.now()
+        batch = [(held.delivery, outcome) for held, outcome in choices]
+        late = await self.again(lambda: worker.feed.settle(batch))
+        assert isinstance(late, list)
+        if late:
+            self.note("  late:", [self.events[delivery.message.id] for delivery in late])
+        missed = {id(delivery) for delivery in late}
+        for held, outcome in choices:
+            worker.held.remove(held)
+            event = held.event
+            if id(held.delivery) in missed:
+                continue
+            assert not event.settled, f"{event} was settled twice"
+            match outcome:
+                case Ack() | DeadLetter():
+                    event.settled = True
+                    event.dead = isinstance(outcome, DeadLetter)
+                case Retry():
+                    event.failures = {held.delivery.attempt}
+                    event.due = now + round(outcome.after * 1e9)
+                case _:
+                    event.failures = {held.delivery.attempt - 1}
+                    event.due = 0
+        if self.ordered:
+            for key, events in self.by_key.items():
+                done = [event.settled or event.maybe_settled for event in events]
+                assert done == sorted(done, reverse=True), f"{key}: settled out of order: {events} {done}"
+        return late
+
+    async def finish(self) -> None:
+        """All but one go; what is left must all come."""
+        self.note("finish")
+        for worker in self.workers:
+            if self.random.random() < 0.5:
+                await worker.feed.close()
+                await worker.broker.close()
+            else:
+                await kill(worker.broker)
+        self.workers = []
+        self.clock.advance(3600)
+        await self.start()
+        (worker,) = self.workers
+        idle = 0
+        while idle < 3:
+            taken = await worker.feed.fetch(100, 0.0, MAX_BYTES)
+            idle = 0 if taken else idle + 1
+            self.receive(worker, taken)
+            if taken:
+                assert await self.record(worker, [(held, ACK) for held in worker.held]) == []
+            else:
+                await asyncio.sleep(0.002)  # what was due appears first
+        missing = [event for event in self.events.values() if not event.settled and not event.maybe_settled]
+        assert missing == [], "lost"
+        (status,) = (await self.publisher.inspect()).subscriptions
+        assert status.backlog == 0
+        assert rows(self.path, "select * from tidemill_exception") == []
+        letters = await self.publisher.dead_letters()
+        found = {self.events[letter.message.id] for letter in letters}
+        assert len(letters) == len(found)
+        for event in self.events.values():
+            assert (event in found) == event.dead or event.maybe_settled, f"{event}: dead letter"
+        if self.retain == 0.0:
+            await self.publisher.write(self.publisher._retention.purge)
+            assert rows(self.path, "select count(*) from tidemill_log") <= [(1,)], "settled events stay for ever"
+        await worker.broker.close()
+        await self.publisher.close()
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_what_is_promised_holds_in_any_order_of_events(
+    part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_module, "LOOK_AROUND", 0.0)
+    monkeypatch.setattr(broker_module, "Writer", LoopWriter)
+
+    async def run() -> None:
+        for seed in range(FIRST + part, FIRST + SEEDS, 5):
+            world = World(tmp_path / f"{seed}.db", seed)
+            monkeypatch.setattr(writer, "_end", world.commits.end)
+            LoopWriter.random = world.random
+            try:
+                await world.run(50)
+            except BaseException:
+                print("\n".join(world.log[-60:]))
+                print(f"seed {seed}, ordered {world.ordered}")
+                for worker in world.workers:
+                    await kill(worker.broker)
+                await kill(world.publisher)
+                raise
+
+    asyncio.run(run())
