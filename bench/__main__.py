@@ -30,12 +30,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         dest="patterns",
         help="only cases whose name contains this, and what they are compared with; may be repeated",
     )
-    parser.add_argument(
-        "--runs", type=int, metavar="N", help="interleaved rounds (default 5; 2 with --quick)"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="a tenth of the events: a look, not a measurement"
-    )
+    parser.add_argument("--runs", type=int, metavar="N", help="interleaved rounds (default 5; 2 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the events: a look, not a measurement")
     parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="multiply the number of events")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round there")
     parser.add_argument("--check", action="store_true", help="exit 1 where a target is missed")
@@ -75,9 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     judged = report.verdicts(results, COMPARISONS)
     report.print_report(results, judged)
     if options.json is not None:
-        options.json.write_text(
-            json.dumps(report.as_json(results, judged), indent=1, ensure_ascii=False) + "\n"
-        )
+        options.json.write_text(json.dumps(report.as_json(results, judged), indent=1, ensure_ascii=False) + "\n")
     missed = any(each.ok is False for each in judged)
     return 1 if results.failed or (options.check and missed) else 0
 

@@ -74,9 +74,7 @@ class StandIn:
 
 async def _tidemill(count: int, rows: bool, **options: Any) -> Figures:
     tally = Tally(**options)
-    messages = [
-        to_message(make(tally.cls, number), source="bench", time=time.time_ns()) for number in range(count)
-    ]
+    messages = [to_message(make(tally.cls, number), source="bench", time=time.time_ns()) for number in range(count)]
     if rows:
         feed = StandIn([_row(message) for message in messages], lambda row: Message(*row))
     else:

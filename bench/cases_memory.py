@@ -169,9 +169,7 @@ def _run(function: Callable[..., Coroutine[Any, Any, Figures]], **options: Any) 
 
 def cases() -> list[Case]:
     events = 50_000
-    publish, consume, both, latency = (
-        f"Memory: {what}" for what in ("publish", "consume", "end to end", "latency")
-    )
+    publish, consume, both, latency = (f"Memory: {what}" for what in ("publish", "consume", "end to end", "latency"))
     return [
         Case(PUBLISH_LIMIT, publish, _run(_limit, what="publish"), events, "limit"),
         Case("memory publish, one after the other", publish, _run(_publish, publishers=1), events),

@@ -184,9 +184,7 @@ async def _idle(count: int) -> Figures:
             used = (await other.hear())["cpu"]
             for number in range(count):
                 await tally.service.publish(stamped(OrderPlaced, number))
-                await asyncio.sleep(
-                    random.uniform(0.03, 0.07)
-                )  # no beat that the consumer could fall in step with
+                await asyncio.sleep(random.uniform(0.03, 0.07))  # no beat that the consumer could fall in step with
             return await other.hear() | {"% of a core": used * 100}
 
 
@@ -219,9 +217,7 @@ def _run(function: Callable[..., Coroutine[Any, Any, Figures]], **options: Any) 
 
 
 def cases() -> list[Case]:
-    publish, consume, both, latency = (
-        f"SQLite: {what}" for what in ("publish", "consume", "end to end", "latency")
-    )
+    publish, consume, both, latency = (f"SQLite: {what}" for what in ("publish", "consume", "end to end", "latency"))
     return [
         Case(APPEND_ONE_LIMIT, publish, lambda count: _append(count, 1), 1000, "limit"),
         Case(PUBLISH_ONE, publish, _run(_publish, publishers=1), 1000),

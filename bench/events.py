@@ -61,9 +61,7 @@ def make(cls: Any, number: int) -> Any:
 
 def stamped(cls: Any, number: int) -> Any:
     """An event that carries when it was made, on a clock that all processes of a machine share."""
-    return cls(
-        f"ord-{number:012d}", f"customer-{number % KEYS:06d}", 129.95, time.monotonic_ns(), True, _NOTE
-    )
+    return cls(f"ord-{number:012d}", f"customer-{number % KEYS:06d}", 129.95, time.monotonic_ns(), True, _NOTE)
 
 
 def batches(cls: Any, count: int, size: int) -> Iterator[list[Any]]:

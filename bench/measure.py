@@ -106,9 +106,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(median(values), min(values), max(values))
 
 
-def measure(
-    cases: Sequence[Case], runs: int, scale: float, progress: Callable[[int, int, Case], object]
-) -> Results:
+def measure(cases: Sequence[Case], runs: int, scale: float, progress: Callable[[int, int, Case], object]) -> Results:
     """Run all cases `runs` times, interleaved, after one small round that is thrown away (caches, bytecode)."""
     results = Results(list(cases))
     total = len(cases) * runs

@@ -61,17 +61,14 @@ def as_json(results: Results, judged: Sequence[Verdict]) -> dict[str, Any]:
                 "group": case.group,
                 "role": case.role,
                 "figures": {
-                    unit: asdict(spread(results.values(case.name, unit)))
-                    | {"runs": results.values(case.name, unit)}
+                    unit: asdict(spread(results.values(case.name, unit))) | {"runs": results.values(case.name, unit)}
                     for unit in results.rounds[case.name][0]
                 },
             }
             for case in results.cases
             if case.name in results.rounds
         ],
-        "comparisons": [
-            asdict(each.comparison) | {"found": asdict(each.found), "ok": each.ok} for each in judged
-        ],
+        "comparisons": [asdict(each.comparison) | {"found": asdict(each.found), "ok": each.ok} for each in judged],
         "skipped": results.skipped,
         "failed": results.failed,
     }

@@ -106,11 +106,7 @@ def _proof(promise: str) -> str:
     """How many scenarios prove a promise."""
     found = [scenario.name for scenario in SCENARIOS.values() if promise in scenario.promises]
     fails = sum(name in failing() for name in found)
-    return (
-        f"{_scenarios(len(found) - fails)}; {fails} more does not pass yet"
-        if fails
-        else _scenarios(len(found))
-    )
+    return f"{_scenarios(len(found) - fails)}; {fails} more does not pass yet" if fails else _scenarios(len(found))
 
 
 def limits() -> str:
@@ -145,9 +141,7 @@ def limits() -> str:
         ("attributes and headers", f"{message.MAX_HEADERS // 1024} KiB together", ""),
         ("handled events stay readable", f"{Topic('t').retain.days} days", "`Topic(retain=)`"),
     ]
-    return _lines(
-        ["| what | default | set by |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
-    )
+    return _lines(["| what | default | set by |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
 
 
 def capabilities() -> str:

@@ -132,7 +132,7 @@ def test_order_needs_a_key() -> None:
 
 def test_two_handlers_of_one_name_are_refused() -> None:
     service = declare(takes_placed, OrderPlaced)
-    with pytest.raises(DefinitionError, match="both the subscription 'shop.takes_placed'"):
+    with pytest.raises(DefinitionError, match=r"both the subscription 'shop\.takes_placed'"):
         service.on(OrderPlaced)(takes_placed)
     service.on(OrderPlaced, name="second")(takes_placed)
     assert [spec.subscription.name for spec in service.handlers] == ["shop.takes_placed", "shop.second"]

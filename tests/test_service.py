@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from waiting import wait_until
 
 from tidemill import (
     ConfigurationError,
@@ -31,8 +32,6 @@ from tidemill import (
 from tidemill.broker import connect
 from tidemill.clock import SystemClock
 from tidemill.runtime import Runtime, run_until_signal
-
-from waiting import wait_until
 
 notes = Topic("notes")
 keyed = Topic("keyed", key="key")
@@ -51,7 +50,7 @@ class ThingHappened:
 
 @pytest.fixture(params=["memory:", "sqlite:"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    yield request.param if request.param == "memory:" else f"sqlite:///{tmp_path}/events.db"
+    return request.param if request.param == "memory:" else f"sqlite:///{tmp_path}/events.db"
 
 
 def listener(seen: list[Any], name: str = "notes") -> Service[None]:
@@ -144,7 +143,7 @@ def test_mistakes_are_said_before_anything_leaves() -> None:
     service = Service("shop")
 
     async def main() -> None:
-        with pytest.raises(ConfigurationError, match="because it is not running. Use `async with service.running"):
+        with pytest.raises(ConfigurationError, match=r"because it is not running\. Use `async with service.running"):
             await service.publish(NoteTaken("x"))
         async with service.running("memory:"):
             with pytest.raises(DefinitionError, match="is not an event"):
@@ -253,7 +252,7 @@ def test_services_that_share_a_name_or_a_subscription_do_not_start() -> None:
     first, second = Service("a"), Service("a.b")
     first.on(NoteTaken, name="b.c")(_ignore)
     second.on(NoteTaken, name="c")(_ignore)
-    with pytest.raises(ConfigurationError, match="two handlers share the subscription 'a.b.c'"):
+    with pytest.raises(ConfigurationError, match=r"two handlers share the subscription 'a\.b\.c'"):
         asyncio.run(start(first, second))
 
 

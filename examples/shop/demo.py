@@ -65,9 +65,7 @@ async def run_shop(broker: Broker, url: str, processes: Processes) -> bool:
     _, web = await processes.start_server("web", "outside/web.py")
     addresses = {"SHOP_SMTP": smtp, "http_proxy": f"http://{web}", "no_proxy": ""}
     services = [
-        await processes.start(
-            name, "-m", "tidemill", "run", f"{name}:service", "--broker", url, variables=addresses
-        )
+        await processes.start(name, "-m", "tidemill", "run", f"{name}:service", "--broker", url, variables=addresses)
         for name in SERVICES
     ]
     await until_consuming(broker, services)
@@ -107,9 +105,7 @@ async def until_consuming(broker: Broker, services: Sequence[Process]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def until_settled(
-    broker: Broker, processes: Processes, publishers: Sequence[Process], mailbox: Process
-) -> None:
+async def until_settled(broker: Broker, processes: Processes, publishers: Sequence[Process], mailbox: Process) -> None:
     """Show the counts until all is published and nothing waits any more."""
     live = Live()
     before: Inspection | None = None
@@ -163,15 +159,11 @@ def show_table(counted: Figures, expected: Figures) -> bool:
     for section, rows in TABLE.items():
         for row in rows:
             one, other = counted[section, row], expected[section, row]
-            print(
-                f"  {section if row == rows[0] else '':16}{row:28}{one:7}{other:16}  {'✓' if one == other else '✗'}"
-            )
+            print(f"  {section if row == rows[0] else '':16}{row:28}{one:7}{other:16}  {'✓' if one == other else '✗'}")
             if one != other:
                 wrong.append(f"{section}, {row}: {one} instead of {other}")
         print()
-    unlisted = (counted | expected).keys() - {
-        (section, row) for section, rows in TABLE.items() for row in rows
-    }
+    unlisted = (counted | expected).keys() - {(section, row) for section, rows in TABLE.items() for row in rows}
     wrong += [f"{section}, {row}: counted, and not in the table" for section, row in sorted(unlisted)]
     for line in wrong:
         print(f"  WRONG  {line}")
@@ -181,14 +173,10 @@ def show_table(counted: Figures, expected: Figures) -> bool:
 async def show_first_payment(broker: Broker, processes: Processes, url: str) -> None:
     async for message in broker.read("payments"):
         flow = message.correlation_id or message.id
-        diagram = await processes.start(
-            "diagram", "-m", "tidemill", "diagram", "--correlation", flow, "--broker", url
-        )
+        diagram = await processes.start("diagram", "-m", "tidemill", "diagram", "--correlation", flow, "--broker", url)
         if await diagram.wait() != 0:
             raise diagram.failed("did not draw the first payment")
-        print(
-            f"The way of the first payment, as `tidemill diagram --correlation {flow}` draws it in Mermaid:\n"
-        )
+        print(f"The way of the first payment, as `tidemill diagram --correlation {flow}` draws it in Mermaid:\n")
         print(diagram.output().rstrip())
         return
 
@@ -245,9 +233,7 @@ def run(keep: Path | None) -> int:
         except asyncio.CancelledError:
             print("\nStopped. Every process of the demo has ended.", file=sys.stderr)
             return 130
-    print(
-        f"\n{'Every figure is right' if right else 'NOT every figure is right'}; {time.monotonic() - began:.1f} s."
-    )
+    print(f"\n{'Every figure is right' if right else 'NOT every figure is right'}; {time.monotonic() - began:.1f} s.")
     if keep is None:
         print('Next: examples/shop/README.md. To look at the dead letters: make demo ARGS="--keep /tmp/shop"')
     else:
@@ -259,16 +245,12 @@ def new_folder(text: str) -> Path:
     folder = Path(text).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "shop.db").exists():
-        raise argparse.ArgumentTypeError(
-            f"{folder} holds the shop.db of an earlier run: remove it, or name another"
-        )
+        raise argparse.ArgumentTypeError(f"{folder} holds the shop.db of an earlier run: remove it, or name another")
     return folder
 
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ✓ is no reason to fail
     parser = argparse.ArgumentParser(description="Run the shop and check every figure.")
-    parser.add_argument(
-        "--keep", type=new_folder, metavar="FOLDER", help="keep the database and the logs there"
-    )
+    parser.add_argument("--keep", type=new_folder, metavar="FOLDER", help="keep the database and the logs there")
     sys.exit(run(parser.parse_args().keep))

@@ -20,9 +20,7 @@ BOUNCING = RetryPolicy(attempts=5, base=0.5, factor=2, cap=2)
 
 
 @service.on(PaymentConfirmed, retry=BOUNCING, timeout=20)
-def send_receipt(
-    event: PaymentConfirmed, ctx: Context
-) -> None:  # a plain `def` runs in a thread: smtplib blocks
+def send_receipt(event: PaymentConfirmed, ctx: Context) -> None:  # a plain `def` runs in a thread: smtplib blocks
     if "@" not in event.email:
         raise Reject(f"no address to send to: {event.email!r}")  # a dead letter now, never retried
 
@@ -40,9 +38,7 @@ def send_receipt(
     except smtplib.SMTPRecipientsRefused as refused:
         code, answer = refused.recipients[event.email]
         if code >= 500:  # 5xx is for ever; every other exception, 4xx included, is retried
-            raise Reject(
-                f"{event.email} is refused for good: {code} {answer.decode(errors='replace')}"
-            ) from None
+            raise Reject(f"{event.email} is refused for good: {code} {answer.decode(errors='replace')}") from None
         raise
 
 

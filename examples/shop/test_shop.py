@@ -70,9 +70,7 @@ def test_a_payment_becomes_an_email(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bounces", [1, 2, 4])
-def test_an_address_that_bounces_for_a_while_gets_its_email_once(
-    monkeypatch: pytest.MonkeyPatch, bounces: int
-) -> None:
+def test_an_address_that_bounces_for_a_while_gets_its_email_once(monkeypatch: pytest.MonkeyPatch, bounces: int) -> None:
     async def scenario() -> None:
         async with mailbox(monkeypatch) as arrived, running(notifications.service) as mill:
             await mill.publish(confirmed(f"ada@grey{bounces}.example"))
@@ -106,9 +104,7 @@ def test_an_address_that_takes_no_email_ends_as_a_dead_letter(
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(
-    ("page", "status", "ok"), [("", 200, True), ("gone", 404, False), ("busy", 200, True)]
-)
+@pytest.mark.parametrize(("page", "status", "ok"), [("", 200, True), ("gone", 404, False), ("busy", 200, True)])
 def test_a_page_is_checked(page: str, status: int, ok: bool) -> None:
     async def scenario() -> None:
         async with running(monitor.service, sites.service) as mill:

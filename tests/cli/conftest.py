@@ -91,9 +91,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -
 class Running:
     """A command in a process of its own, whose output is read as it comes."""
 
-    def __init__(
-        self, directory: Path, *arguments: str, stdin: int | None = None, environment: dict[str, str]
-    ) -> None:
+    def __init__(self, directory: Path, *arguments: str, stdin: int | None = None, environment: dict[str, str]) -> None:
         self.directory = directory
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tidemill", *arguments],
@@ -168,9 +166,7 @@ class Project:
 
     def __call__(self, *arguments: str, input: str | bytes | None = None, **options: Any) -> Result:
         """Run a command in this process."""
-        return CliRunner().invoke(
-            cli, arguments, input=input, catch_exceptions=False, prog_name="tidemill", **options
-        )
+        return CliRunner().invoke(cli, arguments, input=input, catch_exceptions=False, prog_name="tidemill", **options)
 
     def start(self, *arguments: str, stdin: int | None = None) -> Running:
         """Run a command in a process of its own."""

@@ -112,10 +112,7 @@ def test_ids_may_be_shortened_at_either_end(project: Project, monkeypatch: pytes
     given(monkeypatch, letter(), letter(id="0198-bbbb"), letter("stock.take"))
     assert project("dead-letters", "show", "0198-b").stdout.count("subscription ") == 1
     assert project("dead-letters", "show", "aaaa").stdout.count("subscription ") == 2
-    assert (
-        project("dead-letters", "show", "aaaa", "--subscription", "stock.take").stdout.count("subscription ")
-        == 1
-    )
+    assert project("dead-letters", "show", "aaaa", "--subscription", "stock.take").stdout.count("subscription ") == 1
     several = project("dead-letters", "show", "0198")
     assert several.exit_code == 2
     assert "fits 2 dead letters: 0198-aaaa, 0198-bbbb" in several.stderr

@@ -23,9 +23,7 @@ def test_what_is_declared(project: Project) -> None:
 
 
 def test_a_service_named_twice_is_drawn_once(project: Project) -> None:
-    assert (
-        project("diagram", "shop:service", "shop:service").stdout == project("diagram", "shop:service").stdout
-    )
+    assert project("diagram", "shop:service", "shop:service").stdout == project("diagram", "shop:service").stdout
 
 
 def test_output_goes_to_a_file(project: Project) -> None:
@@ -106,8 +104,6 @@ def test_help_comes_without_the_machinery() -> None:
         "import sys; from tidemill.cli.diagram import command; command.main(['--help'], standalone_mode=False); "
         "print([name for name in sys.modules if name.startswith(('tidemill.describe', 'tidemill.brokers'))])"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout.endswith("[]\n")
     assert "--correlation" in found.stdout

@@ -102,11 +102,7 @@ def test_a_cloudevent_need_not_say_much() -> None:
 
 def test_what_tail_writes_is_read_back_unchanged() -> None:
     message = read(cloud(id="e1", source="shop", subject="else", traceparent="00-0"), orders)
-    assert (
-        read(to_structured(message), orders)
-        == message
-        == from_structured(to_structured(message), topic="orders")
-    )
+    assert read(to_structured(message), orders) == message == from_structured(to_structured(message), topic="orders")
 
 
 def test_an_old_version_is_checked_by_upcasting_and_kept_as_it_is() -> None:

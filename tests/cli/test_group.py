@@ -107,9 +107,7 @@ def test_errors_of_tidemill_are_one_line_and_an_exit_code(
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 0)])
-def test_ctrl_c_and_a_closed_pipe_end_quietly(
-    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
-) -> None:
+def test_ctrl_c_and_a_closed_pipe_end_quietly(monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int) -> None:
     _failing(monkeypatch, error)
     result = CliRunner().invoke(cli, ["status"], catch_exceptions=False)
     assert (result.exit_code, result.output) == (code, "")

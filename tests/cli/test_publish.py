@@ -95,9 +95,7 @@ def test_from_a_file_with_a_json_summary(project: Project) -> None:
         "unknown": 0,
         "valid": 2500,
     }
-    assert [event["data"]["payment_id"] for event in stored(project)] == [
-        f"p{number}" for number in range(2500)
-    ]
+    assert [event["data"]["payment_id"] for event in stored(project)] == [f"p{number}" for number in range(2500)]
 
 
 def test_repeating_with_ids_is_safe(project: Project) -> None:
@@ -148,10 +146,7 @@ def test_a_broker_that_fails_is_told_with_what_is_surely_stored(
     fake(monkeypatch, STORED, BrokerError("the disk is gone."))
     result = project("publish", EVENT, input=line(1) + "{\n" + line(2) + line(3) + line(4) + line(5))
     assert result.exit_code == 3
-    assert (
-        "error: the disk is gone.\n2 events are surely stored, among them all before line 4 that"
-        in result.stderr
-    )
+    assert "error: the disk is gone.\n2 events are surely stored, among them all before line 4 that" in result.stderr
     assert "from line 4 on again once the broker works.\n" in result.stderr
     assert result.stdout == "published 2, duplicates 0, refused 1, not stored 2, unknown 0\n"
 
@@ -212,9 +207,7 @@ def test_an_upcaster_that_is_missing_is_told_before_anything_is_read(project: Pr
     assert "no upcaster from 1 to 2" in result.stderr
 
 
-def test_a_huge_line_is_refused_in_constant_memory(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_huge_line_is_refused_in_constant_memory(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """50 MB in one line: memory does not grow by it, and the lines around it are taken."""
     huge = 50 * 1024 * 1024
 
@@ -243,10 +236,7 @@ def test_a_huge_line_is_refused_in_constant_memory(
     finally:
         tracemalloc.stop()
     assert (tally.valid, tally.refused) == (2, 1)
-    assert (
-        f"line 2: the line is {huge + 18:,} bytes long and the limit is {MAX_LINE:,}."
-        in capsys.readouterr().err
-    )
+    assert f"line 2: the line is {huge + 18:,} bytes long and the limit is {MAX_LINE:,}." in capsys.readouterr().err
     assert peak < 3 * MAX_LINE, f"{peak:,} bytes"
 
 
@@ -255,9 +245,7 @@ def test_a_pipe_that_stays_open_does_not_hold_back_what_it_gave(project: Project
     assert running.process.stdin is not None
     running.process.stdin.write(line(1).encode())
     running.process.stdin.flush()
-    wait_until(
-        lambda: (project.directory / "tidemill.db").exists() and _messages(project) == 1, "one message"
-    )
+    wait_until(lambda: (project.directory / "tidemill.db").exists() and _messages(project) == 1, "one message")
     running.process.stdin.write(line(2).encode())
     running.process.stdin.close()
     assert running.ends() == 0
@@ -276,9 +264,7 @@ def test_ctrl_c_while_waiting_for_input_ends_with_the_summary(project: Project) 
     running.process.stdin.write(("{\n" + line(1)).encode())
     running.process.stdin.flush()
     running.says("line 1: malformed")
-    wait_until(
-        lambda: (project.directory / "tidemill.db").exists() and _messages(project) == 1, "one message"
-    )
+    wait_until(lambda: (project.directory / "tidemill.db").exists() and _messages(project) == 1, "one message")
     running.send(signal.SIGINT)
     assert running.ends() == 130
     assert "published 1, duplicates 0, refused 1" in running.output

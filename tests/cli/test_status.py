@@ -41,9 +41,7 @@ def test_the_tables() -> None:
             TopicStatus(name="payments", key="payment_id", messages=0, scheduled=0),
         ],
         [
-            subscription(
-                name="stock.reserve", backlog=12, retrying=3, dead=1, oldest=time.time_ns() - 125 * 10**9
-            ),
+            subscription(name="stock.reserve", backlog=12, retrying=3, dead=1, oldest=time.time_ns() - 125 * 10**9),
             subscription(),
         ],
     )
@@ -81,9 +79,9 @@ def test_json(project: Project) -> None:
     assert found["topics"] == [{"name": "payments", "key": "payment_id", "messages": 2, "scheduled": 0}]
     assert found["subscriptions"] == []
     assert found["broker"].endswith("tidemill.db")
-    [one] = json.loads(
-        status._json(BROKER, Inspection([], [subscription(oldest=time.time_ns() - 5 * 10**9)]))
-    )["subscriptions"]
+    [one] = json.loads(status._json(BROKER, Inspection([], [subscription(oldest=time.time_ns() - 5 * 10**9)])))[
+        "subscriptions"
+    ]
     assert 5 <= one["oldest_age"] < 60
 
 

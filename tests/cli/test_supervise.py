@@ -37,11 +37,7 @@ def alive(pid: int) -> bool:
 def workers(project: Project, count: int) -> set[int]:
     """The processes of that many handlers that are running."""
     return wait_until(
-        lambda: (
-            found
-            if len(found := {int(file.name[8:]) for file in Path().glob("running-*")}) == count
-            else None
-        ),
+        lambda: found if len(found := {int(file.name[8:]) for file in Path().glob("running-*")}) == count else None,
         f"{count} processes with a running handler",
     )
 
@@ -177,9 +173,7 @@ def test_a_configuration_error_at_start_stops_all_with_2(project: Project) -> No
 
 def test_reload_drains_and_starts_again(project: Project) -> None:
     Path("value.py").write_text("value = 1\n")
-    Path("app.py").write_text(
-        "import value\nfrom shop import service\nprint('value', value.value, flush=True)\n"
-    )
+    Path("app.py").write_text("import value\nfrom shop import service\nprint('value', value.value, flush=True)\n")
     running = project.start("run", "app:service", "--reload")
     running.says("value 1\n")
     running.says("worker 1: consuming")

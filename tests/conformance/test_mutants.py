@@ -99,9 +99,7 @@ class AcksUpTo(WithFeed):
         async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
             upto = max((d.position for d, o in settlements if isinstance(o, Ack)), default=0)
             given = {d.position for d, _ in settlements}
-            more = [
-                (d, ACK) for position, d in self.held.items() if position < upto and position not in given
-            ]
+            more = [(d, ACK) for position, d in self.held.items() if position < upto and position not in given]
             self.held = {p: d for p, d in self.held.items() if p > upto and p not in given}
             return await self.real.settle([*settlements, *more])
 
@@ -173,9 +171,7 @@ class IgnoresTypes(BrokerStandIn):
 
 class StartsAtTheBeginning(BrokerStandIn):
     async def declare(self, topics: Sequence[TopicSpec], subscriptions: Sequence[Subscription]) -> None:
-        await self.real.declare(
-            topics, [msgspec.structs.replace(each, start="beginning") for each in subscriptions]
-        )
+        await self.real.declare(topics, [msgspec.structs.replace(each, start="beginning") for each in subscriptions])
 
 
 class ConfirmsWhatItLoses(BrokerStandIn):
@@ -289,23 +285,17 @@ CAUGHT_ON_DISK: list[tuple[type[BrokerStandIn], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("mutant", "scenario"), CAUGHT_BY, ids=lambda value: getattr(value, "__name__", value)
-)
+@pytest.mark.parametrize(("mutant", "scenario"), CAUGHT_BY, ids=lambda value: getattr(value, "__name__", value))
 def test_a_wrong_broker_is_caught(mutant: type[BrokerStandIn], scenario: str, tmp_path: Path) -> None:
     assert fails(scenario, "memory:", tmp_path, mutant)
 
 
-@pytest.mark.parametrize(
-    ("mutant", "scenario"), CAUGHT_ON_DISK, ids=lambda value: getattr(value, "__name__", value)
-)
+@pytest.mark.parametrize(("mutant", "scenario"), CAUGHT_ON_DISK, ids=lambda value: getattr(value, "__name__", value))
 def test_a_wrong_durable_broker_is_caught(mutant: type[BrokerStandIn], scenario: str, tmp_path: Path) -> None:
     assert fails(scenario, f"sqlite:///{tmp_path}/mutant.db", tmp_path, mutant)
 
 
-@pytest.mark.parametrize(
-    "scenario", ["a_handler_over_the_grace_is_given_back", "whatever_a_handler_raises_is_settled"]
-)
+@pytest.mark.parametrize("scenario", ["a_handler_over_the_grace_is_given_back", "whatever_a_handler_raises_is_settled"])
 def test_a_consumer_that_takes_cancelling_for_success_is_caught(
     scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,9 +303,7 @@ def test_a_consumer_that_takes_cancelling_for_success_is_caught(
     assert fails(scenario, "memory:", tmp_path)
 
 
-def test_a_consumer_that_loses_what_a_handler_raised_is_caught(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_consumer_that_loses_what_a_handler_raised_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Consumer, "_failed", lambda *_: ACK)
     for scenario in (
         "whatever_a_handler_raises_is_settled",
@@ -340,9 +328,7 @@ class HasNoDelay(BrokerStandIn):
 
 def test_what_a_broker_lacks_is_skipped_and_has_to_be_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotRun, match="no delay"):
-        perform(
-            SCENARIOS["a_delayed_message_appears_when_it_is_due"], Place("memory:", tmp_path, wrap=HasNoDelay)
-        )
+        perform(SCENARIOS["a_delayed_message_appears_when_it_is_due"], Place("memory:", tmp_path, wrap=HasNoDelay))
     assert fails("what_a_broker_lacks_is_refused", "memory:", tmp_path, HasNoDelay)
 
 

@@ -176,9 +176,7 @@ subscription_models = st.builds(
 applications = st.builds(
     Application,
     services=st.lists(
-        st.builds(
-            ServiceModel, name=texts, subscriptions=st.lists(subscription_models, max_size=3).map(tuple)
-        ),
+        st.builds(ServiceModel, name=texts, subscriptions=st.lists(subscription_models, max_size=3).map(tuple)),
         max_size=3,
     ).map(tuple),
     topics=st.lists(

@@ -60,9 +60,7 @@ def test_everything_declared_is_there() -> None:
     send, everything = mail.subscriptions
     assert (send.name, send.handler, send.topic) == ("mail.send", "send", "orders")
     assert send.events == ("order.cancelled", "order.placed")
-    assert send.retry == RetryModel(
-        attempts=3, immediate=1, base=1.0, factor=4.0, cap=900.0, never=("ValueError",)
-    )
+    assert send.retry == RetryModel(attempts=3, immediate=1, base=1.0, factor=4.0, cap=900.0, never=("ValueError",))
     assert (send.timeout, send.concurrency, send.ordered, send.start) == (10, 4, True, "now")
     assert send.function.endswith("test_model:services.<locals>.send")
     assert (everything.name, everything.events, everything.timeout) == ("mail.all", None, None)

@@ -318,9 +318,7 @@ def test_the_flow_of_a_real_run() -> None:
             return happened(await mill._broker.trace(root.id))
 
     text = asyncio.run(main())
-    assert [
-        line.strip() for line in text.splitlines() if ">>" in line or "--x" in line or "Note" in line
-    ] == [
+    assert [line.strip() for line in text.splitlines() if ">>" in line or "--x" in line or "Note" in line] == [
         "service_test->>topic_orders: order.placed v3",
         "topic_orders->>service_shop: order.placed v3 to shop.end, attempt 1",
         "service_shop->>topic_orders: order.cancelled v1",

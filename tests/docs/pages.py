@@ -84,9 +84,7 @@ class Reader:
         self._running: subprocess.Popen[bytes] | None = None
         self._log = folder.with_name(f"{folder.name}.terminal")
         self._seen = 0
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("TIDEMILL_", "PYTEST"))
-        }
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TIDEMILL_", "PYTEST"))}
         self._environment = kept | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "NO_COLOR": "1",
@@ -111,9 +109,7 @@ class Reader:
         for block in blocks(page):
             output_of = re.search(r"<!-- output of: (.+) -->\s*\Z", block.above)
             if output_of:
-                text = re.sub(
-                    r"[\d.]+ s later", "… s later", block.text
-                )  # how long something took is never the same
+                text = re.sub(r"[\d.]+ s later", "… s later", block.text)  # how long something took is never the same
                 self._compare(block, output_of[1], text.splitlines())
             elif block.language == "console":
                 if files:
@@ -121,18 +117,14 @@ class Reader:
                     files = []
                 self._terminal(block)
             elif block.language in ("python", "json") and block.words:
-                assert f"`{block.words}`" in block.above, (
-                    f"{block.where}: the text above does not name the file"
-                )
+                assert f"`{block.words}`" in block.above, f"{block.where}: the text above does not name the file"
                 (self.folder / block.words).write_text(block.text, encoding="utf-8")
                 # A file that is written again within a second, at the same size, would meet its old bytecode.
                 shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
                 if block.language == "python":
                     files.append(block.words.removesuffix(".py"))
             else:
-                assert block.language in ("mermaid", "text"), (
-                    f"{block.where}: no test knows what to do with this"
-                )
+                assert block.language in ("mermaid", "text"), f"{block.where}: no test knows what to do with this"
             last = block.where
         if files:
             self._import(block, files)
@@ -247,8 +239,4 @@ def _pattern(line: str) -> str:
 
 
 def _difference(block: Block, command: str, expected: list[str], printed: str) -> str:
-    return (
-        f"{block.where}: $ {command}\n--- the page says\n"
-        + "\n".join(expected)
-        + f"\n--- but it is\n{printed}"
-    )
+    return f"{block.where}: $ {command}\n--- the page says\n" + "\n".join(expected) + f"\n--- but it is\n{printed}"

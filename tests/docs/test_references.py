@@ -65,9 +65,7 @@ def test_every_command_that_is_named_exists(page: Path) -> None:
     for name in re.findall(r"(?:`|\$ |^)tidemill ([a-z][a-z-]+)", page.read_text(), re.MULTILINE):
         assert name in COMMANDS, f"{page.name}: tidemill {name}"
     for name in re.findall(r"`make ([a-z-]+)", page.read_text()):
-        assert re.search(rf"^{name}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE), (
-            f"{page.name}: make {name}"
-        )
+        assert re.search(rf"^{name}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE), f"{page.name}: make {name}"
 
 
 def test_mermaid_can_draw_every_diagram() -> None:

@@ -233,8 +233,6 @@ def test_it_costs_test_runs_without_tidemill_next_to_nothing() -> None:
         "import sys; import tidemill.testing.plugin; "
         "print(sorted(name for name in sys.modules if name.startswith('tidemill.')))"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     for name in ("service", "consumer", "broker", "brokers.memory", "testing.mill"):
         assert f"'tidemill.{name}'" not in found.stdout

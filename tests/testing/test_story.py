@@ -103,9 +103,7 @@ def test_what_has_not_ended() -> None:
             assert story[2].startswith("mail.fail, attempt 2: waits until +1")
             assert "mail.hang, attempt 1: is running" in story
             assert "mail.hang, attempt 1: has not begun" in story
-            assert (
-                story[story.index("mail.hang, attempt 1: is running") + 1] == "+0 s mail published mail.sent"
-            )
+            assert story[story.index("mail.hang, attempt 1: is running") + 1] == "+0 s mail published mail.sent"
             assert story[-1] == "+0 s test published order.placed, key '3', to appear at +5 s"
             story_before = story
         after = lines(mill.story())
@@ -144,9 +142,7 @@ def test_what_is_given_back_and_what_middlewares_decide() -> None:
 
 def test_an_outcome_that_came_too_late_ends_nothing() -> None:
     record = Record()
-    late, again = (
-        Delivery(Message("1", "test", "mail.sent", "mails", 0, b""), "mail.note", 1, 1) for _ in "ab"
-    )
+    late, again = (Delivery(Message("1", "test", "mail.sent", "mails", 0, b""), "mail.note", 1, 1) for _ in "ab")
     subscriptions = [Subscription(name="mail.note", topic="mails")]
     record.add_published([late.message], None, [STORED], 0)
     record.add_settled([(late, ACK)], [late], 0)
@@ -189,9 +185,7 @@ def test_ids_are_those_of_their_sources() -> None:
                     Message("1", source, "order.placed", "orders", 0, b'{"order_id": "%s"}' % source.encode())
                 )
             await mill.settled()
-            kinds = [
-                line.split(" ", 2)[2].split(",")[0] for line in lines(mill.story()) if line.startswith("+")
-            ]
+            kinds = [line.split(" ", 2)[2].split(",")[0] for line in lines(mill.story()) if line.startswith("+")]
             assert kinds == [
                 "a published order.placed",
                 "mail.send",

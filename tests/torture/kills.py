@@ -272,9 +272,7 @@ def check(run: Run) -> list[str]:
     for identity, facts in ended.items():
         for fact in facts[:-1]:
             if fact.pid not in run.kills:
-                wrong.append(
-                    f"{identity} was handled again, though the process that had handled it was not killed"
-                )
+                wrong.append(f"{identity} was handled again, though the process that had handled it was not killed")
         if len({fact.pid for fact in facts}) != len(facts):
             wrong.append(f"{identity} was handled twice by one process")
 
@@ -290,9 +288,7 @@ def _order(run: Run, dead: dict[str, DeadLettered]) -> list[str]:
     next_number: dict[str, int] = Counter()
     running: dict[str, Fact] = {}
     latest: dict[tuple[int, str], int] = {}
-    given_up = {
-        _parts(identity): letter.history[-1].at for identity, letter in dead.items() if letter.history
-    }
+    given_up = {_parts(identity): letter.history[-1].at for identity, letter in dead.items() if letter.history}
     for fact in sorted(run.history, key=lambda fact: fact.at):
         key = fact.key
         if fact.what == "began":

@@ -27,9 +27,7 @@ def command() -> None:
     """Look at the messages that subscriptions gave up on."""
 
 
-@command.command(
-    "list", epilog=examples("tidemill dead-letters list --json | jq -r .reason | sort | uniq -c")
-)
+@command.command("list", epilog=examples("tidemill dead-letters list --json | jq -r .reason | sort | uniq -c"))
 @broker_option
 @click.option("--subscription", metavar="NAME", help="Only those of this subscription.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the whole event.")
@@ -78,13 +76,9 @@ def show(id: str, broker: str, subscription: str | None, as_json: bool) -> None:
     found = found or [one for one in letters if one.message.id.startswith(id) or one.message.id.endswith(id)]
     ids = sorted({one.message.id for one in found})
     if not ids:
-        raise ConfigurationError(
-            f"there is no dead letter with the id {id!r}. See: tidemill dead-letters list"
-        )
+        raise ConfigurationError(f"there is no dead letter with the id {id!r}. See: tidemill dead-letters list")
     if len(ids) > 1:
-        raise ConfigurationError(
-            f"{id!r} fits {len(ids)} dead letters: {', '.join(ids[:5])}. Write more of it."
-        )
+        raise ConfigurationError(f"{id!r} fits {len(ids)} dead letters: {', '.join(ids[:5])}. Write more of it.")
     click.echo("\n\n".join(_json(one).decode() if as_json else _text(one) for one in found))
 
 
@@ -108,9 +102,7 @@ def _json(one: DeadLettered) -> bytes:
             "reason": one.reason,
             "attempts": one.attempts,
             "at": format_time(one.at),
-            "history": [
-                {**msgspec.to_builtins(failure), "at": format_time(failure.at)} for failure in one.history
-            ],
+            "history": [{**msgspec.to_builtins(failure), "at": format_time(failure.at)} for failure in one.history],
             "event": msgspec.Raw(to_structured(one.message)),
         }
     )

@@ -22,9 +22,7 @@ from .options import broker_option, examples, opened, run_async
 @click.argument("services", nargs=-1, metavar="[MODULE:SERVICE]...")
 @click.option("--correlation", metavar="ID", help="Draw what happened in the flow with this correlation id.")
 @broker_option
-@click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to FILE."
-)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to FILE.")
 def command(services: tuple[str, ...], correlation: str | None, broker: str, output: Path | None) -> None:
     """Draw a sequence diagram, as Mermaid text (GitHub, GitLab and mermaid.live show it).
 

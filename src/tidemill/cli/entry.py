@@ -78,9 +78,7 @@ class EntryReader:
             return new_id()
         value: Any = msgspec.json.decode(parts[self._id_field]) if self._id_field in parts else None
         if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
-            raise Refused(
-                f"its id field {self._id_field!r} is {value!r}, and an id is a text or a whole number."
-            )
+            raise Refused(f"its id field {self._id_field!r} is {value!r}, and an id is a text or a whole number.")
         return str(value)
 
     def _structured(self, parts: dict[str, msgspec.Raw]) -> tuple[Message, EventType]:
@@ -124,14 +122,10 @@ def _keyed(message: Message, declared: EventType, has_key: bool) -> Message:
         return message
     key = declared.key(event)
     if key is None:
-        raise Refused(
-            f"its key {declared.topic.key!r} is null, and topic {message.topic!r} is ordered by it."
-        )
+        raise Refused(f"its key {declared.topic.key!r} is null, and topic {message.topic!r} is ordered by it.")
     extensions = dict(message.extensions)
     if message.key is not None:
-        extensions["subject"] = (
-            message.key
-        )  # a foreign subject, which is read as the key for want of a better one
+        extensions["subject"] = message.key  # a foreign subject, which is read as the key for want of a better one
     if extensions.get("subject") == key:
         del extensions["subject"]
     return msgspec.structs.replace(message, key=key, extensions=extensions)

@@ -39,9 +39,7 @@ def width(text: str) -> int:
     text = click.unstyle(text)
     if text.isascii():
         return len(text)
-    return sum(
-        2 if unicodedata.east_asian_width(one) in "WF" else not unicodedata.combining(one) for one in text
-    )
+    return sum(2 if unicodedata.east_asian_width(one) in "WF" else not unicodedata.combining(one) for one in text)
 
 
 def cut(text: str, columns: int) -> str:

@@ -58,9 +58,7 @@ class Tally(msgspec.Struct):
 @click.argument("file", required=False, metavar="[FILE]", type=click.Path(path_type=Path, allow_dash=True))
 @broker_option
 @click.option("--source", default="cli", show_default=True, help="Who publishes, where a line does not say.")
-@click.option(
-    "--id-field", metavar="FIELD", help="Take a plain line's id from this field: repeating is then safe."
-)
+@click.option("--id-field", metavar="FIELD", help="Take a plain line's id from this field: repeating is then safe.")
 @click.option("--dry-run", is_flag=True, help="Check every line and publish nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as a JSON object.")
 def command(
@@ -84,9 +82,7 @@ def command(
     Exit codes: 0 all published; 1 some lines refused; 2 usage, configuration or declaration; 3 the broker failed,
     and the text says how much is surely stored.
     """
-    found = load(
-        target, "an event class or a Topic", lambda thing: isinstance(thing, Topic) or is_event(thing)
-    )
+    found = load(target, "an event class or a Topic", lambda thing: isinstance(thing, Topic) or is_event(thing))
     reader = EntryReader(found, source=source, id_field=id_field)
     tally = Tally()
     stream = _open(file)
@@ -183,9 +179,7 @@ def _state(tally: Tally, line: int, *, scattered: bool) -> str:
         f"Publish from line {line:,} on again once the broker works"
     )
     if scattered:
-        return (
-            f"{text}; what is stored already is not stored twice where lines have ids or --id-field is given."
-        )
+        return f"{text}; what is stored already is not stored twice where lines have ids or --id-field is given."
     return f"{text}."
 
 
@@ -234,9 +228,7 @@ class _Progress:
     def show(self) -> None:
         if self._on and time.monotonic() >= self._next:
             self._next = time.monotonic() + 0.2
-            click.echo(
-                f"\r\x1b[K{self._tally.valid:,} lines, {self._tally.refused:,} refused", err=True, nl=False
-            )
+            click.echo(f"\r\x1b[K{self._tally.valid:,} lines, {self._tally.refused:,} refused", err=True, nl=False)
 
     def clear(self) -> None:
         if self._on:

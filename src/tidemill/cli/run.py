@@ -32,9 +32,7 @@ from .worker import run_services
     metavar="N",
     help="Run N processes, and start again those that die.",
 )
-@click.option(
-    "--reload", is_flag=True, help="Drain and start again when a Python file below this directory changes."
-)
+@click.option("--reload", is_flag=True, help="Drain and start again when a Python file below this directory changes.")
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),

@@ -69,9 +69,7 @@ def _since(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option("--type", "types", multiple=True, metavar="TYPE", help="Only this event type; may be repeated.")
 @click.option("--key", metavar="KEY", help="Only messages with this key.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="One structured CloudEvent a line, as `tidemill publish` reads."
-)
+@click.option("--json", "as_json", is_flag=True, help="One structured CloudEvent a line, as `tidemill publish` reads.")
 def command(
     topic: str,
     broker: str,
@@ -108,9 +106,7 @@ async def _tail(
 ) -> None:
     async with opened(url) as broker:
         await _refuse_unknown(broker, topic)
-        reading = asyncio.create_task(
-            _read(broker.read(topic, since=since, follow=follow), wanted, limit, show)
-        )
+        reading = asyncio.create_task(_read(broker.read(topic, since=since, follow=follow), wanted, limit, show))
         gone = False
 
         def stop() -> None:
@@ -170,9 +166,7 @@ def _human(terminal: bool) -> Callable[[Message], None]:
         columns[0] = max(columns[0], min(width(kind), 40))
         columns[1] = max(columns[1], min(width(key), 24))
         flow = (
-            ""
-            if message.correlation_id in (None, message.id)
-            else f"  flow {visible(short(message.correlation_id))}"
+            "" if message.correlation_id in (None, message.id) else f"  flow {visible(short(message.correlation_id))}"
         )
         head = (
             f"{click.style(local_time(message.time), dim=True)}  "

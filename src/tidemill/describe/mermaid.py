@@ -57,8 +57,7 @@ class SequenceDiagram:
     def text(self) -> str:
         """The diagram, in ASCII, with a line end."""
         return "".join(
-            f"{line}\n"
-            for line in ("sequenceDiagram", *(f"    {each}" for each in self._declared + self._lines))
+            f"{line}\n" for line in ("sequenceDiagram", *(f"    {each}" for each in self._declared + self._lines))
         )
 
 

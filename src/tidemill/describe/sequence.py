@@ -53,9 +53,7 @@ def _subscription(subscription: SubscriptionModel) -> Iterator[str]:
     yield subscription.handler
     yield retries(subscription.retry)
     yield "then dead letter"
-    limit = (
-        "no time limit" if subscription.timeout is None else f"each at most {duration(subscription.timeout)}"
-    )
+    limit = "no time limit" if subscription.timeout is None else f"each at most {duration(subscription.timeout)}"
     yield f"{limit}, {subscription.concurrency} at once{', in order' if subscription.ordered else ''}"
 
 
@@ -177,9 +175,7 @@ def _handled(
                 *([fate.reason] if fate.reason else []),
             )
         case "retrying":
-            diagram.note(
-                service, f"{handler} will get {event} again, attempt {max(failed + 1, fate.attempts)}"
-            )
+            diagram.note(service, f"{handler} will get {event} again, attempt {max(failed + 1, fate.attempts)}")
         case "pending":
             diagram.note(service, f"{handler} has not handled {event} yet")
 

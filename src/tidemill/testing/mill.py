@@ -151,15 +151,11 @@ class Mill:
 
     async def _publish(self, message: Message, delay: float | timedelta | None) -> Message:
         if self._record.ended:
-            raise ConfigurationError(
-                "this mill has ended. Publish inside its `async with running(...)` block."
-            )
+            raise ConfigurationError("this mill has ended. Publish inside its `async with running(...)` block.")
         later = delay.total_seconds() if isinstance(delay, timedelta) else float(delay or 0)
         if not 0 <= later < 1e9:
             raise ValueError(f"delay={delay!r}: give 0 seconds or more")
-        await self._publisher.publish(
-            check(message), self._clock.now() + round(later * 1e9) if later else None
-        )
+        await self._publisher.publish(check(message), self._clock.now() + round(later * 1e9) if later else None)
         return message
 
     # ------------------------------------------------------------------ time
@@ -195,9 +191,7 @@ class Mill:
             else:
                 return
 
-    async def advance(
-        self, seconds: float | timedelta, *, patience: float = PATIENCE, within: float = 5.0
-    ) -> None:
+    async def advance(self, seconds: float | timedelta, *, patience: float = PATIENCE, within: float = 5.0) -> None:
         """Let time pass: every retry, delayed event and timeout comes at its time, and services work in between.
 
         A handler that waits for something real has `patience` (real seconds, default 0.1) to get it before time
@@ -304,9 +298,7 @@ class Mill:
         return [
             message if raw else decoders[message.type](message)
             for attempt in self._record.attempts
-            if isinstance(attempt.outcome, Ack)
-            and not attempt.late
-            and attempt.delivery.subscription in names
+            if isinstance(attempt.outcome, Ack) and not attempt.late and attempt.delivery.subscription in names
             for message in (attempt.delivery.message,)
         ]
 
@@ -315,9 +307,7 @@ class Mill:
 
         Raises `ValueError` where it is no handler of these services.
         """
-        names = (
-            None if subscription is None else {spec.subscription.name for spec in self._named(subscription)}
-        )
+        names = None if subscription is None else {spec.subscription.name for spec in self._named(subscription)}
         return [
             DeadLettered(
                 subscription=delivery.subscription,
@@ -356,9 +346,7 @@ class Mill:
         ]
         if not found:
             names = ", ".join(spec.subscription.name for spec in self._specs) or "none"
-            raise ValueError(
-                f"{subscription!r} is no handler or subscription of these services. There is: {names}."
-            )
+            raise ValueError(f"{subscription!r} is no handler or subscription of these services. There is: {names}.")
         return found
 
     def _at_work(self) -> list[tuple[Delivery, int | None]]:

@@ -61,9 +61,7 @@ class Record:
         self._known: set[tuple[str, str, str]] = set()
         self._delayed: set[tuple[str, str, str]] = set()
 
-    def add_published(
-        self, messages: Sequence[Message], due: int | None, receipts: list[Receipt], at: int
-    ) -> None:
+    def add_published(self, messages: Sequence[Message], due: int | None, receipts: list[Receipt], at: int) -> None:
         self.steps += 1
         cause = current.get()
         for message, receipt in zip(messages, receipts, strict=True):
@@ -76,9 +74,7 @@ class Record:
             self._known.add(identity)
             if due is not None:
                 self._delayed.add(identity)
-            self.published.append(
-                Published(at=at, message=message, due=due, duplicate=duplicate, cause=cause)
-            )
+            self.published.append(Published(at=at, message=message, due=due, duplicate=duplicate, cause=cause))
 
     def add_settled(self, settlements: Sequence[Settlement], late: list[Delivery], at: int) -> None:
         self.steps += 1

@@ -80,9 +80,7 @@ class _Teller:
         self._start = start
         self._ended = record.ended
         self._roots: list[Published] = []
-        self._caused: dict[
-            int, list[Published]
-        ] = {}  # by the identity of the attempt, which the record keeps
+        self._caused: dict[int, list[Published]] = {}  # by the identity of the attempt, which the record keeps
         for published in record.published:
             if published.cause is None:
                 self._roots.append(published)

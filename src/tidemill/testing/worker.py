@@ -89,9 +89,7 @@ class _Log:
         self._encode = msgspec.json.Encoder().encode
         self._pid = os.getpid()
 
-    def tell(
-        self, what: str, message: Message | None = None, step: StepTaken | None = None, attempt: int = 0
-    ) -> None:
+    def tell(self, what: str, message: Message | None = None, step: StepTaken | None = None, attempt: int = 0) -> None:
         fact = Fact(
             what,
             self._pid,
@@ -183,9 +181,7 @@ def main(arguments: Sequence[str]) -> None:
     consumer.add_argument("--concurrency", type=int, default=16)
     consumer.add_argument("--attempts", type=int, default=8)
     consumer.add_argument("--slow", type=float, nargs=2, default=(0.0, 0.0), help="seconds a handler takes")
-    consumer.add_argument(
-        "--hangs-from", type=int, default=sys.maxsize, help="the number whose handler hangs"
-    )
+    consumer.add_argument("--hangs-from", type=int, default=sys.maxsize, help="the number whose handler hangs")
     consumer.add_argument("--dies-at", type=int, nargs="*", default=(), help="numbers that end the process")
     consumer.add_argument("--lease", type=float, default=30.0)
     consumer.add_argument("--grace", type=float, default=5.0)
@@ -196,9 +192,7 @@ def main(arguments: Sequence[str]) -> None:
     publisher.add_argument("--seed", type=int, default=0)
     publisher.add_argument("--failing", action="store_true")
     options = parser.parse_args(arguments)
-    asyncio.run(
-        (consume if options.command == "consume" else publish)(options.url, _Log(options.log), options)
-    )
+    asyncio.run((consume if options.command == "consume" else publish)(options.url, _Log(options.log), options))
 
 
 if __name__ == "__main__":

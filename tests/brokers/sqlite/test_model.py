@@ -1,8 +1,8 @@
 """Several consumers on one file, thousands of random steps, and a model that says what may be delivered when.
 
-The model knows the promises, not the implementation: what is published is delivered until it is settled, what is settled
-never comes again, attempts are exact, and of a key nothing is delivered while an earlier event of it waits or is with
-somebody else. Who holds a slot, and since when, it reads from the file.
+The model knows the promises, not the implementation: what is published is delivered until it is settled, what is
+settled never comes again, attempts are exact, and of a key nothing is delivered while an earlier event of it waits or
+is with somebody else. Who holds a slot, and since when, it reads from the file.
 
 More seeds by hand: TIDEMILL_SEEDS=5000 pytest tests/brokers/sqlite/test_model.py
 """
@@ -103,7 +103,7 @@ class LoopWriter(writer.Writer):
 
     async def close(self) -> bool:
         self._closing = True
-        while self._busy:
+        while self._busy:  # noqa: ASYNC110  a turn of the loop is what it waits for
             await asyncio.sleep(0)
         self._connection.close()
         return True
@@ -325,7 +325,10 @@ class World:
     def receive(self, worker: Worker, taken: list[Delivery], before: set[Event] | None = None) -> None:
         feed = worker.feed
         self.note("fetch", feed.owner[-6:], [(self.events[d.message.id], d.attempt) for d in taken])
-        owners = {slot: (owner, epoch) for slot, owner, epoch in rows(self.path, "select slot, owner, epoch from tidemill_slot")}
+        owners = {
+            slot: (owner, epoch)
+            for slot, owner, epoch in rows(self.path, "select slot, owner, epoch from tidemill_slot")
+        }
         valid = {
             held.event
             for each in self.workers
@@ -336,9 +339,13 @@ class World:
         own |= before or set()
         for delivery in taken:
             event = self.events[delivery.message.id]
-            assert self.positions.setdefault(delivery.position, delivery.message.id) == delivery.message.id, "seq reused"
+            assert self.positions.setdefault(delivery.position, delivery.message.id) == delivery.message.id, (
+                "seq reused"
+            )
             assert not event.settled, f"{event} is settled and was delivered again"
-            assert delivery.attempt - 1 in event.failures, f"{event}: attempt {delivery.attempt}, failed {event.failures}"
+            assert delivery.attempt - 1 in event.failures, (
+                f"{event}: attempt {delivery.attempt}, failed {event.failures}"
+            )
             event.failures = {delivery.attempt - 1}
             assert event.due <= self.clock.now(), f"{event} came before its time"
             epoch = feed._slots.get(delivery.token)

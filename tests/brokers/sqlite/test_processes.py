@@ -96,9 +96,7 @@ def test_a_killed_process_is_replaced_at_once(tmp_path: Path, run_worker: type[P
     asyncio.run(run())
 
 
-def test_a_process_that_stood_still_for_too_long_loses_what_it_had(
-    tmp_path: Path, run_worker: type[Process]
-) -> None:
+def test_a_process_that_stood_still_for_too_long_loses_what_it_had(tmp_path: Path, run_worker: type[Process]) -> None:
     """Its outcomes come late, are reported so, and do not count."""
     path = tmp_path / "a.db"
 

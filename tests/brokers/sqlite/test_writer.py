@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from tidemill.broker import Status
 from tidemill.brokers.sqlite import feed as feed_module
@@ -22,7 +23,6 @@ from tidemill.brokers.sqlite.broker import SqliteBroker
 from tidemill.errors import BrokerError, ConfigurationError, PublishError, StorageFull
 from tidemill.publisher import Publisher
 
-from waiting import wait_until
 from .rig import Commits, brokers, drain, message, reader, rows, store, subscribe
 
 
@@ -123,9 +123,7 @@ def test_where_no_transaction_can_begin_nobody_waits_for_the_others(
             foreign = sqlite3.connect(path, isolation_level=None)
             foreign.execute("begin immediate")
             started = time.monotonic()
-            results = await asyncio.gather(
-                *(broker.publish([message()]) for _ in range(30)), return_exceptions=True
-            )
+            results = await asyncio.gather(*(broker.publish([message()]) for _ in range(30)), return_exceptions=True)
             assert time.monotonic() - started < 2.0
             assert {type(each) for each in results} == {BrokerError}
             assert "database is locked" in str(results[0])

@@ -1,11 +1,11 @@
 """A process on a broker's file, for the tests to kill, stop and continue. It says what it does, a line each.
 
-    worker.py consume PATH LEASE HOLD      fetch, wait HOLD seconds, acknowledge, and so on
-    worker.py block PATH LEASE SECONDS     fetch once, block the event loop for SECONDS, acknowledge
-    worker.py transaction PATH SECONDS     stay inside a transaction
-    worker.py idle PATH                    consume nothing, for measuring
-    worker.py orphan PATH                  open, fork, and let the child live on
-    worker.py fork PATH                    open, fork, use it in the child, then in the parent
+worker.py consume PATH LEASE HOLD      fetch, wait HOLD seconds, acknowledge, and so on
+worker.py block PATH LEASE SECONDS     fetch once, block the event loop for SECONDS, acknowledge
+worker.py transaction PATH SECONDS     stay inside a transaction
+worker.py idle PATH                    consume nothing, for measuring
+worker.py orphan PATH                  open, fork, and let the child live on
+worker.py fork PATH                    open, fork, use it in the child, then in the parent
 """
 
 from __future__ import annotations

@@ -69,9 +69,7 @@ class SqliteBroker:
         url.refuse_options("synchronous")
         self.synchronous = url.options.get("synchronous", "full").upper()
         if self.synchronous not in ("FULL", "NORMAL"):
-            raise BrokerUrlError(
-                f"{url.text}: synchronous is full or normal, not {self.synchronous.lower()!r}."
-            )
+            raise BrokerUrlError(f"{url.text}: synchronous is full or normal, not {self.synchronous.lower()!r}.")
         self.url = url.text
         self.clock = clock
         self.path = path_of(url)
@@ -322,9 +320,7 @@ class SqliteBroker:
         types = None if spec.types is None else _types(spec.types).decode()
         known = connection.execute(SQL["find_subscription"], (name,)).fetchone()
         if known is None and spec.renamed_from is not None:
-            known = connection.execute(
-                SQL["find_subscription"], (self._prefix + spec.renamed_from,)
-            ).fetchone()
+            known = connection.execute(SQL["find_subscription"], (self._prefix + spec.renamed_from,)).fetchone()
             if known is not None:
                 connection.execute(SQL["rename_subscription"], (name, known[0]))
         if known is not None:
@@ -353,9 +349,7 @@ class SqliteBroker:
                 self._life = Life(self.path)
                 if self._bell.hang_up(self._life.token, self._look_up):
                     self._interval = TICK
-            found = self.reader.execute(
-                SQL["find_subscription"], (self._prefix + subscription.name,)
-            ).fetchone()
+            found = self.reader.execute(SQL["find_subscription"], (self._prefix + subscription.name,)).fetchone()
         if found is None:
             raise ConfigurationError(f"subscription {subscription.name!r} is not declared in {self.path}.")
         owner = f"{self._life.token}.{next(self._numbers)}"
@@ -365,9 +359,7 @@ class SqliteBroker:
         try:
             await feed.share_out()
         except BaseException:
-            await asyncio.shield(
-                feed.close()
-            )  # it may hold slots that nobody else would get before its lease ends
+            await asyncio.shield(feed.close())  # it may hold slots that nobody else would get before its lease ends
             raise
         return feed
 
@@ -395,9 +387,7 @@ class SqliteBroker:
         with translated(self.path):
             return inspection.trace(self.reader, self._prefix, correlation_id)
 
-    async def read(
-        self, topic: str, *, since: int | None = None, follow: bool = False
-    ) -> AsyncIterator[Message]:
+    async def read(self, topic: str, *, since: int | None = None, follow: bool = False) -> AsyncIterator[Message]:
         seq = 0
         while True:
             with translated(self.path):
@@ -428,9 +418,7 @@ def _append(rows: Sequence[tuple[Any, ...]], connection: sqlite3.Connection) -> 
     return _tell_duplicates(rows, before, connection)
 
 
-def _tell_duplicates(
-    rows: Sequence[tuple[Any, ...]], before: int, connection: sqlite3.Connection
-) -> list[Receipt]:
+def _tell_duplicates(rows: Sequence[tuple[Any, ...]], before: int, connection: sqlite3.Connection) -> list[Receipt]:
     receipts: list[Receipt] = []
     seen: set[int] = set()
     for row in rows:

@@ -41,9 +41,7 @@ SKIPPED: Final = 1000
 class SqliteFeed:
     """See `tidemill.broker.Feed`. Its lease is renewed by the writer's thread, whatever the event loop does."""
 
-    def __init__(
-        self, broker: SqliteBroker, spec: Subscription, subscription: int, topic: int, owner: str
-    ) -> None:
+    def __init__(self, broker: SqliteBroker, spec: Subscription, subscription: int, topic: int, owner: str) -> None:
         self.spec = spec
         self.subscription = subscription
         self.owner = owner
@@ -149,9 +147,7 @@ class SqliteFeed:
         if full or seen == most:
             self.next_due = 0
         else:
-            self.next_due = reader.execute(SQL["next_due"], (self.subscription, now, self._mask)).fetchone()[
-                0
-            ]
+            self.next_due = reader.execute(SQL["next_due"], (self.subscription, now, self._mask)).fetchone()[0]
         return max_bytes
 
     def _read_log(self, taken: list[Delivery], limit: int, max_bytes: int) -> None:
@@ -366,9 +362,7 @@ class SqliteFeed:
         except BaseException:
             self.stale = True
             raise
-        self._drop(
-            {slot for slot, epoch in self._slots.items() if shared.held.get(slot, (-1, 0))[0] != epoch}
-        )
+        self._drop({slot for slot, epoch in self._slots.items() if shared.held.get(slot, (-1, 0))[0] != epoch})
         taken = {slot: held for slot, held in shared.held.items() if slot not in self._slots}
         if taken:
             self._mixed = bool(self._open)

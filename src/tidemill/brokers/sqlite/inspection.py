@@ -34,9 +34,7 @@ def inspect(reader: sqlite3.Connection, prefix: str) -> Inspection:
         if is_in(name, prefix)
     ]
     subscriptions: list[SubscriptionStatus] = []
-    for number, name, topic_name, types, _, _, acked, retried, topic in reader.execute(
-        SQL["subscriptions"]
-    ).fetchall():
+    for number, name, topic_name, types, _, _, acked, retried, topic in reader.execute(SQL["subscriptions"]).fetchall():
         if not is_in(name, prefix):
             continue
         waiting, oldest = reader.execute(SQL["backlog"], (number, topic, types)).fetchone()
@@ -78,9 +76,7 @@ def dead_letters(reader: sqlite3.Connection, prefix: str, subscription: str | No
 def trace(reader: sqlite3.Connection, prefix: str, correlation_id: str) -> Trace:
     """The messages of a flow and what every subscription did with them."""
     strip = len(prefix)
-    rows = [
-        row for row in reader.execute(SQL["flow"], (correlation_id,)).fetchall() if is_in(row[14], prefix)
-    ]
+    rows = [row for row in reader.execute(SQL["flow"], (correlation_id,)).fetchall() if is_in(row[14], prefix)]
     subscriptions = reader.execute(SQL["subscriptions"]).fetchall()
     fates: list[Fate] = []
     for row in rows:

@@ -36,9 +36,7 @@ class Unconfirmed(Exception):
 class Writer:
     """Runs jobs in transactions, in the order they were submitted. A job that fails takes no other one along."""
 
-    def __init__(
-        self, path: str, lock: WriteLock, synchronous: str, beat: Callable[[], Sequence[Job]]
-    ) -> None:
+    def __init__(self, path: str, lock: WriteLock, synchronous: str, beat: Callable[[], Sequence[Job]]) -> None:
         self._path = path
         self._lock = lock
         self._synchronous = synchronous
@@ -98,9 +96,7 @@ class Writer:
                     answers: list[Any] = [translate(self._path, error)] * len(batch)
                 else:
                     answers = self._commit(connection, [job for job, _ in batch])
-                waiting = [
-                    (future, answer) for (_, future), answer in zip(batch, answers, strict=True) if future
-                ]
+                waiting = [(future, answer) for (_, future), answer in zip(batch, answers, strict=True) if future]
                 if waiting:
                     try:
                         self._loop.call_soon_threadsafe(_answer, waiting)

@@ -64,9 +64,7 @@ class Conformance:
 
     def url(self, tmp_path: Path) -> str:
         """Where a broker with nothing on it is: a new file, or a namespace of its own. Asked once per scenario."""
-        raise NotImplementedError(
-            "a conformance class says where its broker is: def url(self, tmp_path) -> str"
-        )
+        raise NotImplementedError("a conformance class says where its broker is: def url(self, tmp_path) -> str")
 
     def unreachable(self, tmp_path: Path) -> str | None:
         """A URL of the same kind where no broker can be: a port nobody listens on, a folder that does not exist."""

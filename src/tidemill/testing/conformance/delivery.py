@@ -51,9 +51,7 @@ async def consumers_of_one_subscription_share_its_messages(place: Place) -> None
         end = time.monotonic() + place.patience
         while not (len(got[0]) >= 20 and len(got[1]) >= 20):
             assert time.monotonic() < end, f"not shared: {len(got[0])} and {len(got[1])} of {published}"
-            await store(
-                broker, *(message(number, key=str(number)) for number in range(published, published + 40))
-            )
+            await store(broker, *(message(number, key=str(number)) for number in range(published, published + 40)))
             published += 40
             await asyncio.sleep(0.01)
         await place.until(lambda: len(got[0]) + len(got[1]) >= published, "everything is delivered")
@@ -303,8 +301,4 @@ async def closing_leaves_nothing_behind(place: Place) -> None:
 
 def _new_threads(known: set[threading.Thread]) -> list[str]:
     # The event loop's own pool, which anyone may use, ends with the loop.
-    return [
-        each.name
-        for each in threading.enumerate()
-        if each not in known and not each.name.startswith("asyncio_")
-    ]
+    return [each.name for each in threading.enumerate() if each not in known and not each.name.startswith("asyncio_")]

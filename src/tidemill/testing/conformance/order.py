@@ -69,9 +69,7 @@ async def every_attempt_of_a_key_keeps_its_place(place: Place) -> None:
         held += await feed.fetch(draw.randint(1, 8), 0.0, MAX_BYTES)
         expected = list(range(next_one, next_one + len(held)))
         assert numbers(held) == expected, f"{numbers(held)}, not {expected}, seed {seed}"
-        assert [delivery.attempt for delivery in held] == attempts[next_one : next_one + len(held)], (
-            f"seed {seed}"
-        )
+        assert [delivery.attempt for delivery in held] == attempts[next_one : next_one + len(held)], f"seed {seed}"
         good = draw.randint(0, len(held))
         await ack(feed, held[:good])
         next_one += good
@@ -104,9 +102,7 @@ async def a_key_goes_on_after_a_dead_letter(place: Place) -> None:
     feed = await place.feed(reader(ordered=True))
     await store(await place.broker(), *(message(number, key="a") for number in range(4)))
     taken = await place.take(feed, 4)
-    await settle(
-        feed, [(failed(taken[0], "no"), Retry(0.02, "no")), *((each, RELEASE) for each in taken[1:])]
-    )
+    await settle(feed, [(failed(taken[0], "no"), Retry(0.02, "no")), *((each, RELEASE) for each in taken[1:])])
     (first,) = await place.take(feed, 1)
     assert (int(first.message.body), first.attempt) == (0, 2)
     await settle(feed, [(failed(first, "no"), DeadLetter("no"))])
@@ -172,9 +168,7 @@ async def order_holds_through_retries(place: Place) -> None:
     keys, each = 12, 15
     seed = random.randrange(1_000_000)
     draw = random.Random(seed)
-    fails = {
-        (str(key), number): draw.choice((0, 0, 0, 1, 2, 9)) for key in range(keys) for number in range(each)
-    }
+    fails = {(str(key), number): draw.choice((0, 0, 0, 1, 2, 9)) for key in range(keys) for number in range(each)}
     service = Service("shop")
     log = _Log()
 
@@ -190,8 +184,7 @@ async def order_holds_through_retries(place: Place) -> None:
         await place.handled("shop.handle")
         dead = await (await place.broker()).dead_letters()
     expected = {
-        str(key): [n for n in range(each) for _ in range(min(fails[str(key), n], 3) + 1)]
-        for key in range(keys)
+        str(key): [n for n in range(each) for _ in range(min(fails[str(key), n], 3) + 1)] for key in range(keys)
     }
     log.check(expected, f"seed {seed}")
     assert len(dead) == sum(1 for count in fails.values() if count == 9)

@@ -245,9 +245,7 @@ async def a_process_paused_past_its_lease_is_replaced(place: Place) -> None:
         await publisher.publish_many(steps(32, 0, 4))
         await place.until(lambda: workers.ended_by(paused) and workers.ended_by(other), "both handle events")
         probes = await _pause(paused, publisher)
-        await place.until(
-            lambda: len(_finished(workers)) == 128 + probes, "the other process handles everything"
-        )
+        await place.until(lambda: len(_finished(workers)) == 128 + probes, "the other process handles everything")
         await place.handled("walker.walk")
         paused.send_signal(signal.SIGCONT)
         await publisher.publish_many(steps(32, 4, 6))
@@ -314,8 +312,6 @@ def _check_order(workers: Workers) -> None:
     done: dict[str, int] = {}
     for fact in sorted(workers.history.facts, key=lambda fact: fact.at):
         if fact.what == "began":
-            assert fact.number <= done.get(fact.key, -1) + 1, (
-                f"began before the one ahead of it had ended: {fact}"
-            )
+            assert fact.number <= done.get(fact.key, -1) + 1, f"began before the one ahead of it had ended: {fact}"
         elif fact.what == "ended":
             done[fact.key] = max(fact.number, done.get(fact.key, -1))

@@ -27,9 +27,7 @@ async def what_is_published_arrives_unchanged(place: Place) -> None:
         message(body=bytes(range(256)) * 16, content_type="application/octet-stream"),
         message(body='{"text":"Grüße, 世界 🌊"}'.encode()),
         message(body=b'"not JSON', version=2_000_000),
-        message(
-            key="Zoë/ключ 🔑", extensions={"tenant": "Ærøskøbing", "note": "a: b; c=d, \"e\" 'f' %20 \\"}
-        ),
+        message(key="Zoë/ключ 🔑", extensions={"tenant": "Ærøskøbing", "note": "a: b; c=d, \"e\" 'f' %20 \\"}),
         message(key=" blanks around ", extensions={"empty": ""}),
         message(key="k" * 300, extensions={f"x{number}": str(number) for number in range(50)}),
         message(id="id with 'quotes' and ünïcode", source="//other/source?x=1#y", type="a.very-odd_type.V2"),
@@ -182,10 +180,7 @@ async def an_abandoned_publish_harms_nobody(place: Place) -> None:
     feed = await place.feed(reader())
     service = Service("shop")
     async with place.running(service):
-        tasks = [
-            asyncio.create_task(service.publish_many([NoteTaken(n), NoteTaken(n + 1)]))
-            for n in range(0, 40, 2)
-        ]
+        tasks = [asyncio.create_task(service.publish_many([NoteTaken(n), NoteTaken(n + 1)])) for n in range(0, 40, 2)]
         others = [asyncio.create_task(_publish(broker, number)) for number in range(20)]
         await asyncio.sleep(0)
         for task in tasks[::2]:

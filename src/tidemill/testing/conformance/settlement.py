@@ -212,9 +212,7 @@ async def a_takeover_forgets_nothing(place: Place) -> None:
         held: list[Delivery] = []
         end = time.monotonic() + place.patience
         while len(held) < 10:  # until the two have shared out what there is to share
-            assert time.monotonic() < end, (
-                f"nothing for the first of two feeds in round {round_}, seed {seed}"
-            )
+            assert time.monotonic() < end, f"nothing for the first of two feeds in round {round_}, seed {seed}"
             await store(broker, *(message(number, key=str(number)) for number in range(count, count + 20)))
             waiting.update(range(count, count + 20))
             count += 20
@@ -319,9 +317,7 @@ async def random_outcomes_add_up(place: Place) -> None:
             count = min(draw.randint(1, 60), total - len(sent))
             sent += await store(broker, *(message(key=str(draw.randrange(100))) for _ in range(count)))
         which = draw.randrange(3)
-        deliveries = await feeds[which].fetch(
-            draw.randint(1, 80), 0.0 if len(sent) < total else 0.01, MAX_BYTES
-        )
+        deliveries = await feeds[which].fetch(draw.randint(1, 80), 0.0 if len(sent) < total else 0.01, MAX_BYTES)
         for delivery in deliveries:
             identity = delivery.message.id
             assert identity not in ended, f"delivered after it was {ended.get(identity)} (seed {seed})"
