@@ -116,6 +116,7 @@ class Consumer:
         Handlers still running then are cancelled and their events given back. Returns when all is settled.
         """
         self._stopping = True
+        until = time.monotonic() + grace
         if self._fetcher is not None:
             self._fetcher.cancel()
             await asyncio.wait([self._fetcher])
@@ -133,7 +134,7 @@ class Consumer:
         if self._settler is not None:
             self._wake_settler()
             # A broker that is away must not keep the process: what it has not recorded is delivered again.
-            await asyncio.wait([self._settler], timeout=max(1.0, grace))
+            await asyncio.wait([self._settler], timeout=max(1.0, until - time.monotonic()))
             self._settler.cancel()
         await self._feed.close()
         emit("consumer.stopped", subscription=self.name, handled=self.handled, released=self.released)

@@ -306,7 +306,8 @@ def _order(run: Run, dead: dict[str, DeadLettered]) -> list[str]:
         elif fact.what in ("ended", "failed"):
             if running.get(key) is not None and running[key].pid == fact.pid:
                 del running[key]
-            if fact.what == "ended":
+            # After its last attempt a key goes on too: that it was given up may be lost with its process, and repeated.
+            if fact.what == "ended" or fact.attempt >= ATTEMPTS:
                 next_number[key] = max(next_number[key], fact.number + 1)
     return wrong
 

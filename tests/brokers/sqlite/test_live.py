@@ -62,15 +62,17 @@ def test_a_sign_that_was_found_before_it_was_locked_is_made_again(
 
     def lock_late(file: int, how: int) -> None:
         if not taken:
-            taken.append(file)
             (name,) = [each for each in os.listdir(f"{tmp_path}/a.db-live") if each != other.token]
+            taken.append(name)
             assert not other.is_alive(name)
         lock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", lock_late)
     life = Life(f"{tmp_path}/a.db")
-    assert taken
+    # By another name: a second one that cleans up, and had found the first file too, would take the new one away.
+    assert taken != [life.token]
     assert other.is_alive(life.token)
+    assert sorted(os.listdir(life._folder)) == sorted([life.token, other.token])
     life.end(), other.end()
 
 

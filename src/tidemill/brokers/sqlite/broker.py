@@ -338,7 +338,7 @@ class SqliteBroker:
         elif spec.start == "now":
             first = connection.execute(SQL["last_seq"]).fetchone()[0]
         else:
-            first = connection.execute(SQL["seq_before"], (number, spec.start)).fetchone()[0]
+            first = connection.execute(SQL["seq_before"], {"topic": number, "since": spec.start}).fetchone()[0]
         parameters = (name, number, types, spec.ordered, first)
         subscription = connection.execute(SQL["put_subscription"], parameters).lastrowid
         connection.executemany(SQL["put_slot"], [(subscription, slot, first) for slot in range(SLOTS)])
@@ -392,11 +392,10 @@ class SqliteBroker:
         while True:
             with translated(self.path):
                 found = self.reader.execute(SQL["find_topic"], (self._prefix + topic,)).fetchone()
-                rows = (
-                    self.reader.execute(SQL["read"], (found[0], seq, since or -(2**62), 200)).fetchall()
-                    if found
-                    else []
-                )
+                rows: list[tuple[Any, ...]] = []
+                if found:
+                    parameters = {"topic": found[0], "after": seq, "since": since or -(2**62), "most": 200}
+                    rows = self.reader.execute(SQL["read"], parameters).fetchall()
             for row in rows:
                 seq = row[0]
                 yield to_message(row, topic)

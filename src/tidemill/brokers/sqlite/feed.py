@@ -123,7 +123,7 @@ class SqliteFeed:
         reader = self._broker.reader
         # Those in flight are due too, until they are settled: room for them in the limit, then they are passed by.
         most = limit + len(self._extra) + len(self._gaps)
-        parameters = (self.subscription, now, self._mask, most)
+        parameters = {"subscription": self.subscription, "now": now, "slots": self._mask, "most": most}
         rows = reader.execute(SQL["due_exceptions"], parameters)
         full = False
         seen = 0
@@ -147,7 +147,7 @@ class SqliteFeed:
         if full or seen == most:
             self.next_due = 0
         else:
-            self.next_due = reader.execute(SQL["next_due"], (self.subscription, now, self._mask)).fetchone()[0]
+            self.next_due = reader.execute(SQL["next_due"], parameters).fetchone()[0]
         return max_bytes
 
     def _read_log(self, taken: list[Delivery], limit: int, max_bytes: int) -> None:
@@ -155,7 +155,8 @@ class SqliteFeed:
         end = reader.execute(SQL["last_seq"]).fetchone()[0]
         if end <= self._frontier:
             return
-        rows = reader.execute(SQL["next_events"], (self._topic, self._frontier, self._mask, limit))
+        parameters = {"topic": self._topic, "after": self._frontier, "slots": self._mask, "most": limit}
+        rows = reader.execute(SQL["next_events"], parameters)
         topic, name, types, fetched = self.spec.topic, self.spec.name, self._types, self._fetched
         opened, ordered = self._open, self._ordered
         last, seen, cut = self._frontier, 0, False
@@ -396,8 +397,9 @@ class SqliteFeed:
                 return
 
             def free(connection: sqlite3.Connection) -> None:
+                mine = {"subscription": self.subscription, "owner": self.owner}
                 for slot, position in idle.items():
-                    connection.execute(SQL["free_slots"], (self.subscription, self.owner, slot, position))
+                    connection.execute(SQL["free_slots"], {**mine, "slot": slot, "position": position})
                 connection.execute(SQL["changed"], (self.subscription,))
 
             try:

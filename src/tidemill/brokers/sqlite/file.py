@@ -21,9 +21,13 @@ WAL_PAGES = 4000
 checkpoints cost an fsync of their own."""
 
 
+BUSY = 5000
+"""Milliseconds to wait where another program, which knows nothing of our lock, is writing."""
+
+
 def connect(path: str, *, synchronous: str = "FULL") -> sqlite3.Connection:
     """A connection in autocommit mode: transactions are begun and ended by name, never behind our back."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY / 1000)
     try:
         connection.execute("pragma journal_mode = wal")
         connection.execute(f"pragma synchronous = {synchronous}")
@@ -79,7 +83,7 @@ def prepare(path: str, lock: WriteLock) -> None:
     Raises `NotTidemillStorage` where the file is something else, `StorageFull` where it cannot be written.
     """
     with lock.held(), translated(path):
-        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY / 1000)
         try:
             application = connection.execute("pragma application_id").fetchone()[0]
             version = connection.execute("pragma user_version").fetchone()[0]

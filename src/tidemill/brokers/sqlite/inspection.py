@@ -37,7 +37,9 @@ def inspect(reader: sqlite3.Connection, prefix: str) -> Inspection:
     for number, name, topic_name, types, _, _, acked, retried, topic in reader.execute(SQL["subscriptions"]).fetchall():
         if not is_in(name, prefix):
             continue
-        waiting, oldest = reader.execute(SQL["backlog"], (number, topic, types)).fetchone()
+        waiting, oldest = reader.execute(
+            SQL["backlog"], {"subscription": number, "topic": topic, "types": types}
+        ).fetchone()
         exceptions, retrying, oldest_exception = reader.execute(SQL["exceptions"], (number,)).fetchone()
         subscriptions.append(
             SubscriptionStatus(
@@ -76,7 +78,9 @@ def dead_letters(reader: sqlite3.Connection, prefix: str, subscription: str | No
 def trace(reader: sqlite3.Connection, prefix: str, correlation_id: str) -> Trace:
     """The messages of a flow and what every subscription did with them."""
     strip = len(prefix)
-    rows = [row for row in reader.execute(SQL["flow"], (correlation_id,)).fetchall() if is_in(row[14], prefix)]
+    rows = [
+        row for row in reader.execute(SQL["flow"], {"correlation": correlation_id}).fetchall() if is_in(row[14], prefix)
+    ]
     subscriptions = reader.execute(SQL["subscriptions"]).fetchall()
     fates: list[Fate] = []
     for row in rows:

@@ -18,25 +18,26 @@ class Life:
 
     def __init__(self, database: str) -> None:
         self._folder = Path(f"{database}-live")
-        self.token = new_id()
-        self._file = self._begin()
+        self.token, self._file = self._begin()
         # What processes left behind that died while nobody was looking.
         for name in os.listdir(self._folder):
             if not name.endswith(SUFFIX):
                 self.is_alive(name)
 
-    def _begin(self) -> int:
+    def _begin(self) -> tuple[str, int]:
         while True:
+            token = new_id()
             self._folder.mkdir(exist_ok=True)
             try:
-                file = os.open(self._folder / self.token, os.O_CREAT | os.O_RDWR, 0o644)
+                file = os.open(self._folder / token, os.O_CREAT | os.O_RDWR, 0o644)
             except FileNotFoundError:
                 continue  # the last of the others left just now, and took the folder along
             # Before the token appears in any table, so that nobody finds it there without its lock.
             fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file).st_nlink:
-                return file
-            os.close(file)  # somebody found it before it was locked, and took it away
+                return token, file
+            # Somebody found it before it was locked, and took it away. Others may be about to: never that name again.
+            os.close(file)
 
     def is_alive(self, token: str) -> bool:
         """Whether the process of that token still runs (or is paused). Where that cannot be seen: yes."""

@@ -1,26 +1,27 @@
--- Every statement the adapter runs, by name. Parameters are positional.
+-- Every statement the adapter runs, by name. Parameters are by position, or by name where one is used twice or
+-- there are several of a kind.
 
 -- name: next_events
 -- What follows a position in a topic, of the slots in a bit mask. Columns as `rows.to_message` takes them.
 select seq, slot, id, source, type, time, body, version, key, correlation, causation, content_type, extensions
 from tidemill_log
-where topic = ?1 and seq > ?2 and (?3 >> slot) & 1
-order by seq limit ?4
+where topic = :topic and seq > :after and (:slots >> slot) & 1
+order by seq limit :most
 
 -- name: due_exceptions
 select l.seq, l.slot, l.id, l.source, l.type, l.time, l.body, l.version, l.key, l.correlation, l.causation,
        l.content_type, l.extensions, x.attempts, x.history
 from tidemill_exception x join tidemill_log l on l.seq = x.seq
-where x.subscription = ?1 and x.due <= ?2 and (?3 >> x.slot) & 1
-order by x.seq limit ?4
+where x.subscription = :subscription and x.due <= :now and (:slots >> x.slot) & 1
+order by x.seq limit :most
 
 -- name: next_due
 select min(due) from tidemill_exception
-where subscription = ?1 and due is not null and due > ?2 and (?3 >> slot) & 1
+where subscription = :subscription and due is not null and due > :now and (:slots >> slot) & 1
 
 -- name: waiting_keys
 select key, count(*) from tidemill_exception
-where subscription = ?1 and key is not null and (?2 >> slot) & 1 group by key
+where subscription = :subscription and key is not null and (:slots >> slot) & 1 group by key
 
 -- name: next_scheduled
 select min(due) from tidemill_scheduled
@@ -41,18 +42,19 @@ select s.id, t.name, t.id from tidemill_subscription s join tidemill_topic t on 
 select owner, lease from tidemill_consumer where subscription = ?
 
 -- name: my_slots
-select slot, epoch from tidemill_slot where subscription = ?1 and owner = ?2
+select slot, epoch from tidemill_slot where subscription = :subscription and owner = :owner
 
 -- name: advance
 -- Everything of these slots up to a position is settled or an exception.
-update tidemill_slot set position = ?1
-where subscription = ?2 and owner = ?3 and position < ?1 and (?4 >> slot) & 1
+update tidemill_slot set position = :position
+where subscription = :subscription and owner = :owner and position < :position and (:slots >> slot) & 1
 
 -- name: count_settled
 update tidemill_subscription set acked = acked + ?, retried = retried + ? where id = ?
 
 -- name: put_exception
-insert into tidemill_exception (subscription, seq, slot, key, attempts, due, history) values (?, ?, ?, ?, ?, ?, ?)
+insert into tidemill_exception (subscription, seq, slot, key, attempts, due, history)
+values (:subscription, :seq, :slot, :key, :attempts, :due, :history)
 on conflict (subscription, seq) do update
 set attempts = excluded.attempts, due = excluded.due, history = excluded.history
 
@@ -64,9 +66,9 @@ values (?, ?, ?, ?, ?, null, null) on conflict do nothing
 -- name: put_released
 -- A released event waits where an earlier one of its key is an exception: it is let go when that one is settled.
 insert into tidemill_exception (subscription, seq, slot, key, attempts, due, history)
-values (?1, ?2, ?3, ?4, ?5,
+values (:subscription, :seq, :slot, :key, :attempts,
         case when exists (select 1 from tidemill_exception
-                          where subscription = ?1 and key = ?4 and seq < ?2) then null else ?6 end, ?7)
+                          where subscription = :subscription and key = :key and seq < :seq) then null else :due end, :history)
 on conflict (subscription, seq) do update
 set attempts = excluded.attempts, due = excluded.due, history = excluded.history
 
@@ -76,14 +78,14 @@ delete from tidemill_exception where subscription = ? and seq = ?
 -- name: let_go
 -- The next events of a key, unless one of them is to be retried first.
 update tidemill_exception set due = 0
-where subscription = ?1 and key = ?2 and due is null
-  and seq in (select seq from tidemill_exception where subscription = ?1 and key = ?2 order by seq limit 64)
-  and not exists (select 1 from tidemill_exception e where e.subscription = ?1 and e.key = ?2
-                  and e.seq < tidemill_exception.seq and e.due > ?3)
+where subscription = :subscription and key = :key and due is null
+  and seq in (select seq from tidemill_exception where subscription = :subscription and key = :key order by seq limit 64)
+  and not exists (select 1 from tidemill_exception e where e.subscription = :subscription and e.key = :key
+                  and e.seq < tidemill_exception.seq and e.due > :now)
 
 -- name: hold_back
 -- What was let go behind an event that is given back or to be retried waits behind it again.
-update tidemill_exception set due = null where subscription = ?1 and key = ?2 and seq > ?3 and due = 0
+update tidemill_exception set due = null where subscription = :subscription and key = :key and seq > :seq and due = 0
 
 -- name: put_recovered
 insert or replace into tidemill_recovered (subscription, seq, attempts, history) values (?, ?, ?, ?)
@@ -92,9 +94,9 @@ insert or replace into tidemill_recovered (subscription, seq, attempts, history)
 insert or replace into tidemill_dead_letter
     (subscription, seq, id, source, type, version, time, key, correlation, causation, content_type, extensions, body,
      reason, attempts, at, history)
-select ?1, seq, id, source, type, version, time, key, correlation, causation, content_type, extensions, body,
-       ?3, ?4, ?5, ?6
-from tidemill_log where seq = ?2
+select :subscription, seq, id, source, type, version, time, key, correlation, causation, content_type, extensions, body,
+       :reason, :attempts, :at, :history
+from tidemill_log where seq = :seq
 
 -- name: join
 insert into tidemill_consumer (subscription, owner, lease) values (?, ?, ?)
@@ -110,27 +112,27 @@ delete from tidemill_consumer where subscription = ? and owner = ?
 update tidemill_slot set owner = null where subscription = ? and owner = ?
 
 -- name: free_slots
-update tidemill_slot set owner = null, position = max(position, ?4)
-where subscription = ?1 and owner = ?2 and slot = ?3
+update tidemill_slot set owner = null, position = max(position, :position)
+where subscription = :subscription and owner = :owner and slot = :slot
 
 -- name: unowned_slots
-select slot from tidemill_slot where subscription = ?1 and owner is null order by slot
+select slot from tidemill_slot where subscription = :subscription and owner is null order by slot
 
 -- name: take_slot
-update tidemill_slot set owner = ?3, epoch = epoch + 1 where subscription = ?1 and slot = ?2 and owner is null
+update tidemill_slot set owner = :owner, epoch = epoch + 1 where subscription = :subscription and slot = :slot and owner is null
 
 -- name: slots_taken
-select slot, epoch, position from tidemill_slot where subscription = ?1 and owner = ?2
+select slot, epoch, position from tidemill_slot where subscription = :subscription and owner = :owner
 
 -- name: revive_unordered
 -- Whatever the slot's last owner was running when it went is due.
-update tidemill_exception set due = 0 where subscription = ?1 and slot = ?2 and due is null and key is null
+update tidemill_exception set due = 0 where subscription = :subscription and slot = :slot and due is null and key is null
 
 -- name: revive_ordered
 -- Of each key only its first event: the others wait behind it.
 update tidemill_exception set due = 0
-where subscription = ?1 and slot = ?2 and due is null and key is not null
-  and not exists (select 1 from tidemill_exception e where e.subscription = ?1 and e.key = tidemill_exception.key
+where subscription = :subscription and slot = :slot and due is null and key is not null
+  and not exists (select 1 from tidemill_exception e where e.subscription = :subscription and e.key = tidemill_exception.key
                   and e.seq < tidemill_exception.seq)
 
 -- name: changed
@@ -183,7 +185,7 @@ update tidemill_subscription set name = ? where id = ?
 
 -- name: seq_before
 -- The last event of a topic before the first one that was published at a time or later.
-select coalesce((select min(seq) - 1 from tidemill_log where topic = ?1 and stored >= ?2),
+select coalesce((select min(seq) - 1 from tidemill_log where topic = :topic and stored >= :since),
                 (select max(seq) from tidemill_log), 0)
 
 -- name: count_messages
@@ -195,9 +197,9 @@ select count(*) from tidemill_scheduled where topic = ?
 -- name: backlog
 -- Events after their slot's position that the subscription wants: how many, and since when.
 select count(*), min(l.stored)
-from tidemill_log l join tidemill_slot s on s.subscription = ?1 and s.slot = l.slot
-where l.topic = ?2 and l.seq > (select min(position) from tidemill_slot where subscription = ?1)
-  and l.seq > s.position and (?3 is null or l.type in (select value from json_each(?3)))
+from tidemill_log l join tidemill_slot s on s.subscription = :subscription and s.slot = l.slot
+where l.topic = :topic and l.seq > (select min(position) from tidemill_slot where subscription = :subscription)
+  and l.seq > s.position and (:types is null or l.type in (select value from json_each(:types)))
 
 -- name: exceptions
 select count(*), sum(x.attempts > 0), min(l.stored)
@@ -218,13 +220,13 @@ order by d.n
 
 -- name: read
 select seq, slot, id, source, type, time, body, version, key, correlation, causation, content_type, extensions
-from tidemill_log where topic = ?1 and seq > ?2 and stored >= ?3 order by seq limit ?4
+from tidemill_log where topic = :topic and seq > :after and stored >= :since order by seq limit :most
 
 -- name: flow
 select l.seq, l.slot, l.id, l.source, l.type, l.time, l.body, l.version, l.key, l.correlation, l.causation,
        l.content_type, l.extensions, l.topic, t.name
 from tidemill_log l join tidemill_topic t on t.id = l.topic
-where l.correlation = ?1 or (l.id = ?1) order by l.seq
+where l.correlation = :correlation or (l.id = :correlation) order by l.seq
 
 -- name: fate_exception
 select attempts, history from tidemill_exception where subscription = ? and seq = ?
@@ -242,10 +244,10 @@ select position from tidemill_slot where subscription = ? and slot = ?
 -- The next few events of a topic, and whether every subscription has settled them.
 select l.seq, l.stored,
        not exists (select 1 from tidemill_subscription s join tidemill_slot p on p.subscription = s.id
-                   where s.topic = ?1 and p.slot = l.slot and p.position < l.seq)
+                   where s.topic = :topic and p.slot = l.slot and p.position < l.seq)
        and not exists (select 1 from tidemill_subscription s join tidemill_exception x on x.subscription = s.id
-                       where s.topic = ?1 and x.seq = l.seq)
-from tidemill_log l where l.topic = ?1 and l.seq > ?2 order by l.seq limit 500
+                       where s.topic = :topic and x.seq = l.seq)
+from tidemill_log l where l.topic = :topic and l.seq > :after order by l.seq limit 500
 
 -- name: purge
 -- The log's last event always stays: the next seq is counted from it, and positions must never run ahead.

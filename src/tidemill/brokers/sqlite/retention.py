@@ -47,7 +47,7 @@ class Retention:
 
     def _purge(self, connection: sqlite3.Connection, topic: int, limit: int) -> int:
         removed = 0
-        rows = connection.execute(SQL["old_events"], (topic, self._position.get(topic, 0))).fetchall()
+        rows = connection.execute(SQL["old_events"], {"topic": topic, "after": self._position.get(topic, 0)}).fetchall()
         self._position[topic] = 0 if len(rows) < 500 else rows[-1][0]
         for seq, at, settled in rows:
             if at >= limit:

@@ -69,7 +69,7 @@ class Plan(msgspec.Struct):
         """Write it all. Returns the slots that are held no longer; nothing of those is written."""
         execute = connection.execute
         subscription, owner = self.subscription, self.owner
-        held: dict[int, int] = dict(execute(SQL["my_slots"], (subscription, owner)).fetchall())
+        held: dict[int, int] = dict(execute(SQL["my_slots"], {"subscription": subscription, "owner": owner}).fetchall())
         lost: set[int] = {slot for slot, epoch in self.slots.items() if held.get(slot) != epoch}
         for seq, slot, key, attempts in self.gaps:
             if slot not in lost:
@@ -78,7 +78,14 @@ class Plan(msgspec.Struct):
             if letter.slot not in lost:
                 execute(
                     SQL["put_dead_letter"],
-                    (subscription, letter.seq, letter.reason, letter.attempts, self.now, letter.history),
+                    {
+                        "subscription": subscription,
+                        "seq": letter.seq,
+                        "reason": letter.reason,
+                        "attempts": letter.attempts,
+                        "at": self.now,
+                        "history": letter.history,
+                    },
                 )
         for seq, slot, attempts, history in self.recovered:
             if slot not in lost:
@@ -90,25 +97,28 @@ class Plan(msgspec.Struct):
         # In order of position: a released event must find the earlier ones of its key.
         for row in sorted(self.exceptional, key=_position):
             if row.slot not in lost:
-                values: tuple[Any, ...] = (
-                    subscription,
-                    row.seq,
-                    row.slot,
-                    row.key,
-                    row.attempts,
-                    row.due,
-                    row.history,
-                )
+                values: dict[str, Any] = {
+                    "subscription": subscription,
+                    "seq": row.seq,
+                    "slot": row.slot,
+                    "key": row.key,
+                    "attempts": row.attempts,
+                    "due": row.due,
+                    "history": row.history,
+                }
                 execute(SQL["put_released"] if row.released else SQL["put_exception"], values)
                 if row.key is not None and row.key not in held_back:
                     held_back.add(row.key)
-                    execute(SQL["hold_back"], (subscription, row.key, row.seq))
+                    execute(SQL["hold_back"], {"subscription": subscription, "key": row.key, "seq": row.seq})
         for position, mask in self.advance:
             kept = mask & ~sum(1 << slot for slot in lost)
-            execute(SQL["advance"], (position, subscription, owner, kept))
+            execute(
+                SQL["advance"],
+                {"position": position, "subscription": subscription, "owner": owner, "slots": kept},
+            )
         for key in self.freed:
             if slot_of(key) not in lost:
-                execute(SQL["let_go"], (subscription, key, self.now))
+                execute(SQL["let_go"], {"subscription": subscription, "key": key, "now": self.now})
         acked, retried = self.acked, self.retried
         if lost:
             late = [outcome for delivery, outcome in self.settled if delivery.token in lost]

@@ -74,16 +74,17 @@ def share_out(member: Member, known: dict[int, int], connection: sqlite3.Connect
     execute(SQL["join"], (subscription, me, now + member.lease))
     rank = sorted(owners).index(me)
     share = SLOTS // len(owners) + (rank < SLOTS % len(owners))
-    mine = len(execute(SQL["my_slots"], (subscription, me)).fetchall())
-    free = execute(SQL["unowned_slots"], (subscription,)).fetchall()[: max(0, share - mine)]
+    member_of = {"subscription": subscription, "owner": me}
+    mine = len(execute(SQL["my_slots"], member_of).fetchall())
+    free = execute(SQL["unowned_slots"], {"subscription": subscription}).fetchall()[: max(0, share - mine)]
     for (slot,) in free:
-        execute(SQL["take_slot"], (subscription, slot, me))
-        execute(SQL["revive_unordered"], (subscription, slot))
-        execute(SQL["revive_ordered"], (subscription, slot))
+        execute(SQL["take_slot"], {"subscription": subscription, "slot": slot, "owner": me})
+        execute(SQL["revive_unordered"], {"subscription": subscription, "slot": slot})
+        execute(SQL["revive_ordered"], {"subscription": subscription, "slot": slot})
     if changed or free:
         execute(SQL["changed"], (subscription,))
-    held = {slot: (epoch, at) for slot, epoch, at in execute(SQL["slots_taken"], (subscription, me))}
+    held = {slot: (epoch, at) for slot, epoch, at in execute(SQL["slots_taken"], member_of)}
     # Also of what an earlier sharing out took whose answer never arrived.
     mask = sum(1 << slot for slot, (epoch, _) in held.items() if known.get(slot) != epoch)
-    keys = dict(execute(SQL["waiting_keys"], (subscription, mask)).fetchall()) if mask else {}
+    keys = dict(execute(SQL["waiting_keys"], {"subscription": subscription, "slots": mask}).fetchall()) if mask else {}
     return Shared(share, held, keys)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from ...errors import BrokerError, TidemillError
-from .file import WriteLock, connect, translate
+from .file import BUSY, WriteLock, connect, translate
 
 T = TypeVar("T")
 Job: TypeAlias = Callable[[sqlite3.Connection], Any]
@@ -29,7 +29,7 @@ END_WITHIN = 5.0
 """Seconds to wait for the thread to end. It takes longer only where another process keeps the write lock."""
 
 
-class Unconfirmed(Exception):
+class Unconfirmed(TidemillError):
     """The commit itself failed: whether it took effect is not known."""
 
 
@@ -108,9 +108,9 @@ class Writer:
             with self._lock.held():  # the last connection to close checkpoints
                 connection.close()
 
-    def _commit(self, connection: sqlite3.Connection, jobs: list[Job]) -> list[Any]:
+    def _commit(self, connection: sqlite3.Connection, jobs: list[Job], *, again: bool = True) -> list[Any]:
         """Run jobs in one transaction; where one fails, each in its own. An answer each, or an exception."""
-        begun = False
+        begun = full = False
         try:
             with self._lock.held():
                 connection.execute("begin immediate")
@@ -118,20 +118,35 @@ class Writer:
                 try:
                     answers = [job(connection) for job in jobs]
                     _end(connection, self._path)
-                except BaseException:
+                except BaseException as error:
                     if connection.in_transaction:  # else SQLite has rolled back by itself
                         connection.execute("rollback")
+                    full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+                    if full and again:
+                        _make_room(connection)
                     raise
             return answers
         except BaseException as error:
             # Where not even a transaction could begin, no job is to blame, and each alone would wait as long.
-            if begun and len(jobs) > 1 and not isinstance(error, Unconfirmed):
-                return [answer for job in jobs for answer in self._commit(connection, [job])]
+            if begun and (len(jobs) > 1 or (full and again)) and not isinstance(error, Unconfirmed):
+                again = again and not full
+                return [answer for job in jobs for answer in self._commit(connection, [job], again=again)]
             if isinstance(error, sqlite3.Error | OSError):
                 error = translate(self._path, error)
-            elif not isinstance(error, TidemillError | Unconfirmed):
+            elif not isinstance(error, TidemillError):
                 error = BrokerError(f"{self._path}: {type(error).__name__}: {error}")
             return [error] * len(jobs)
+
+
+def _make_room(connection: sqlite3.Connection) -> None:
+    # It may be the write-ahead log that has filled the disk, and what is in it may have its place in the file already.
+    try:
+        connection.execute("pragma busy_timeout = 0")  # other processes wait for the lock that is held here
+        connection.execute("pragma wal_checkpoint(truncate)")
+    except sqlite3.Error:
+        pass  # then not
+    finally:
+        connection.execute(f"pragma busy_timeout = {BUSY}")
 
 
 def _end(connection: sqlite3.Connection, path: str) -> None:
@@ -142,7 +157,9 @@ def _end(connection: sqlite3.Connection, path: str) -> None:
         # say, the transaction is gone from here, and may be back after a crash.
         if connection.in_transaction or error.sqlite_errorname == "SQLITE_FULL":
             raise
-        raise Unconfirmed(f"{path}: the commit failed ({error}) and may have taken effect") from error
+        raise Unconfirmed(
+            f"{path}: the commit failed ({error}) and may have taken effect. It is safe to repeat it."
+        ) from error
 
 
 def _answer(waiting: list[tuple[asyncio.Future[Any], Any]]) -> None:
