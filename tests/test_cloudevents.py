@@ -26,7 +26,6 @@ from tidemill.cloudevents import (
     parse_time,
     to_binary,
     to_structured,
-    unwrap,
 )
 from tidemill.message import OWN_ATTRIBUTES
 
@@ -100,8 +99,6 @@ def test_structured_mode_loses_nothing(message: Message) -> None:
     document = to_structured(message)
     assert from_structured(document, topic="orders") == message
     assert from_binary({"Content-Type": STRUCTURED}, document, topic="orders") == message
-    assert unwrap(Message("x", "x", "x", "orders", 0, document, content_type=STRUCTURED)) == message
-    assert unwrap(message) is message
 
 
 @given(message=messages, data=st.data())

@@ -122,13 +122,6 @@ def is_structured(content_type: str) -> bool:
     return content_type.lower().startswith("application/cloudevents")
 
 
-def unwrap(message: Message) -> Message:
-    """`message` itself, or the event inside it where its body is a structured CloudEvent."""
-    if is_structured(message.content_type):
-        return from_structured(message.body, topic=message.topic)
-    return message
-
-
 def format_time(time: int) -> str:
     """Nanoseconds since 1970 as RFC 3339 in UTC; as many digits as it takes, none where it is a whole second."""
     seconds, rest = divmod(time, _SECOND)

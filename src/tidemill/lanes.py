@@ -14,13 +14,14 @@ class Lanes:
 
     An event that goes back to the broker takes its followers along, and so goes whatever else was fetched of its key
     meanwhile, until the broker has recorded all of it and holds the key's events in order by itself. It may deliver
-    the first of them again before its answer is here: that one is let in, and the lane begins anew behind it.
+    the first of them again before its answer is here: that one is let in, and the lane begins anew behind it. What
+    comes after one that is still going back is not: its turn is when that one has come again.
     """
 
     def __init__(self) -> None:
         self._lanes: dict[str, deque[Delivery]] = {}
-        # key -> how many of its events are going back, and where the first of them stands.
-        self._going_back: dict[str, tuple[int, int]] = {}
+        # key -> where those of its events stand that are going back.
+        self._going_back: dict[str, list[int]] = {}
 
     def sort(self, deliveries: list[Delivery], ready: deque[Delivery]) -> list[Settlement]:
         """Put deliveries where they belong: what may run is added to `ready`; what must go back is returned."""
@@ -30,11 +31,11 @@ class Lanes:
             key = delivery.message.key
             if key is None:
                 ready.append(delivery)
+            elif key in self._going_back and delivery.position > min(self._going_back[key]):
+                self._going_back[key].append(delivery.position)
+                back.append((delivery, RELEASE))
             elif key in lanes:
                 lanes[key].append(delivery)
-            elif key in self._going_back and delivery.position > self._going_back[key][1]:
-                self._goes_back(key, 1, delivery.position)
-                back.append((delivery, RELEASE))
             else:
                 lanes[key] = deque()
                 ready.append(delivery)
@@ -47,7 +48,9 @@ class Lanes:
             return []
         if isinstance(outcome, Retry | Release):
             followers = self._lanes.pop(key, ())
-            self._goes_back(key, 1 + len(followers), delivery.position)
+            positions = self._going_back.setdefault(key, [])
+            positions.append(delivery.position)
+            positions += [follower.position for follower in followers]
             return [(follower, RELEASE) for follower in followers]
         if followers := self._lanes[key]:
             ready.append(followers.popleft())
@@ -61,8 +64,11 @@ class Lanes:
             return
         for delivery, outcome in settlements:
             key = delivery.message.key
-            if key is not None and key in self._going_back and isinstance(outcome, Retry | Release):
-                self._goes_back(key, -1, delivery.position)
+            positions = None if key is None else self._going_back.get(key)
+            if positions and isinstance(outcome, Retry | Release) and delivery.position in positions:
+                positions.remove(delivery.position)
+                if key is not None and not positions:
+                    del self._going_back[key]
 
     def empty(self) -> list[Delivery]:
         """Take out everything that waits behind an event that is ready or running."""
@@ -70,10 +76,3 @@ class Lanes:
         for followers in self._lanes.values():
             followers.clear()
         return waiting
-
-    def _goes_back(self, key: str, change: int, position: int) -> None:
-        count, first = self._going_back.get(key, (0, position))
-        if count + change:
-            self._going_back[key] = (count + change, min(first, position))
-        else:
-            del self._going_back[key]
