@@ -23,7 +23,7 @@ from tidemill.brokers.sqlite.broker import SqliteBroker
 from tidemill.errors import BrokerError, ConfigurationError, PublishError, StorageFull
 from tidemill.publisher import Publisher
 
-from .rig import Commits, brokers, drain, message, reader, rows, store, subscribe
+from .rig import TOPIC, Commits, broker_at, brokers, drain, message, reader, rows, store, subscribe
 
 
 @pytest.fixture
@@ -276,8 +276,9 @@ def test_a_forgotten_loop_does_not_stop_the_thread(tmp_path: Path) -> None:
     found: list[SqliteBroker] = []
 
     async def run() -> None:
-        context = brokers(path)
-        (broker,) = await context.__aenter__()
+        broker = broker_at(path)
+        await broker.open()
+        await broker.declare([TOPIC], [])
         found.append(broker)
         broker._writer.submit(lambda connection: connection.execute("delete from tidemill_topic"))  # type: ignore[union-attr]
 
