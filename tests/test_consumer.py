@@ -400,3 +400,75 @@ def test_def_handlers_that_hang_charge_no_neighbour() -> None:
         release.set()
     assert {number for number, outcome in outcomes.items() if isinstance(outcome, Retry)} == {0, 1, 2, 3}
     assert {outcomes[number] for number in range(4, 20)} == {Ack()}
+
+
+def test_a_handler_that_turns_the_drain_s_cancellation_into_an_error_is_not_charged() -> None:
+    async def handler(event: PlainThing) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise RuntimeError("the driver says something of its own") from None
+
+    feed = FakeFeed()
+
+    async def main() -> None:
+        service = Service("s")
+        service.on(PlainThing, name="h")(handler)
+        consumer = Consumer(service.handlers[0], feed, SystemClock())
+        consumer.start()
+        feed.waiting.append(unkeyed(1))
+        await wait_until(lambda: consumer.running == 1)
+        await consumer.drain(0.01)
+
+    asyncio.run(main())
+    assert feed.outcomes() == {1: Release()}
+
+
+def test_a_drain_does_not_wait_for_a_handler_that_was_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidemill.watchdog.ABANDON_AFTER", 0.03)
+    let_go = asyncio.Event()
+    feed = FakeFeed()
+
+    async def handler(event: PlainThing) -> None:
+        while not let_go.is_set():
+            try:
+                await let_go.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async def main() -> None:
+        service = Service("s")
+        service.on(PlainThing, name="h", timeout=0.05)(handler)
+        consumer = Consumer(service.handlers[0], feed, SystemClock())
+        consumer.start()
+        feed.waiting.append(unkeyed(1))
+        await wait_until(lambda: consumer.running == 1)
+        try:
+            await asyncio.wait_for(consumer.drain(30), 5)
+        finally:
+            let_go.set()
+
+    asyncio.run(main())
+    assert feed.outcomes() == {1: Release()}
+
+
+def test_what_was_given_back_does_not_count_as_handled() -> None:
+    blocked = asyncio.Event()
+
+    async def handler(event: PlainThing) -> None:
+        if event.number >= 5:
+            await blocked.wait()
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend(unkeyed(number) for number in range(12))
+        await wait_until(lambda: len(feed.settled) == 5 and not feed.waiting)
+        consumer.force()
+
+    heard: list[dict[str, Any]] = []
+    stop = listen(lambda name, fields: heard.append(fields) if name == "consumer.stopped" else None)
+    try:
+        feed = consuming(PlainThing, handler, scenario, concurrency=6)
+    finally:
+        stop()
+    assert len(feed.settled) == 12
+    assert heard == [{"subscription": "s.h", "handled": 5, "released": 7}]

@@ -58,7 +58,9 @@ class Consumer:
         self.spec = spec
         self.name = spec.subscription.name
         self.handled = 0
+        """Deliveries that a handler brought to an outcome."""
         self.released = 0
+        """Deliveries given back."""
         self._feed = feed
         self._clock = clock
         # What a user's middleware returns may be anything.
@@ -144,8 +146,11 @@ class Consumer:
         self._ready.clear()
         if self._lanes is not None:
             waiting += self._lanes.empty()
-        self._outcomes += [(delivery, RELEASE) for delivery in waiting]
-        self.released += len(waiting)
+        self._release([(delivery, RELEASE) for delivery in waiting])
+
+    def _release(self, settlements: list[Settlement]) -> None:
+        self._outcomes += settlements
+        self.released += len(settlements)
         self._wake_settler()
 
     # ----------------------------------------------------------------- fetch
@@ -185,8 +190,7 @@ class Consumer:
         if self._lanes is None:
             self._ready.extend(deliveries)
         elif back := self._lanes.sort(deliveries, self._ready):
-            self._outcomes += back
-            self._wake_settler()
+            self._release(back)
         self._wake_worker()
 
     async def _pause(self, event: str, failures: int, **fields: Any) -> None:
@@ -230,6 +234,7 @@ class Consumer:
                 if running.abandoned:
                     return  # another worker has taken this one's place, and the delivery is settled
             if outcome is ACK and self._lanes is None:
+                self.handled += 1
                 self._outcomes.append((delivery, ACK))
                 if self._wanted is not None:
                     self._wake_settler()
@@ -257,28 +262,24 @@ class Consumer:
         current.set(delivery)
         try:
             outcome = await self._handle(delivery)
-        except asyncio.CancelledError as error:
-            return self._cancelled(delivery, error)
         except BaseException as error:
-            return self._failed(delivery, error)
+            return self._raised(delivery, error)
         if outcome is ACK:
             return ACK
         if isinstance(outcome, Ack | Retry | DeadLetter | Release):
             return outcome
         return self._failed(delivery, TypeError(f"a middleware returned {type(outcome).__name__}, which is no outcome"))
 
-    def _cancelled(self, delivery: Delivery, error: BaseException) -> Outcome:
+    def _raised(self, delivery: Delivery, error: BaseException) -> Outcome:
         running = self._watchdog.running.get(id(delivery))
-        match running and running.cancelled_for:
-            case "timeout":
-                return self._failed(delivery, TimeoutError(f"the handler took longer than {self.spec.timeout:g} s"))
-            case "drain":
-                return RELEASE
-            case _:
-                if self._stopping:
-                    return RELEASE
-                # Nobody here cancelled it: the handler awaited something that was cancelled. That is its failure.
-                return self._failed(delivery, error)
+        reason = None if running is None else running.cancelled_for
+        cancelled = isinstance(error, asyncio.CancelledError)
+        if reason == "drain" or (cancelled and self._stopping and reason is None):
+            return RELEASE  # whatever a handler makes of being cancelled: no attempt that was cut short is charged
+        if reason == "timeout" and cancelled:
+            error = TimeoutError(f"the handler took longer than {self.spec.timeout:g} s")
+        # A cancellation from nowhere here is the handler's failure: it awaited something that was cancelled.
+        return self._failed(delivery, error)
 
     def _failed(self, delivery: Delivery, error: BaseException) -> Outcome:
         trace = "".join(traceback.format_exception(error))[-_TRACEBACK:]
@@ -288,13 +289,18 @@ class Consumer:
 
     def _finish(self, delivery: Delivery, outcome: Outcome) -> None:
         """Hand an outcome to the settler, and the key's lane to its next event."""
+        if isinstance(outcome, Release):
+            self.released += 1
+        else:
+            self.handled += 1
         self._outcomes.append((delivery, outcome))
         if self._wanted is not None:
             self._wake_settler()
         if outcome is not ACK:
             self._tell(delivery, outcome)
         if self._lanes is not None:
-            self._outcomes += self._lanes.finish(delivery, outcome, self._ready)
+            if back := self._lanes.finish(delivery, outcome, self._ready):
+                self._release(back)
             self._wake_worker()
 
     def _abandon(self, running: Running) -> None:
@@ -346,7 +352,6 @@ class Consumer:
                 await self._wanted
             batch, self._outcomes = self._outcomes, []
             late = await self._record(batch)
-            self.handled += len(batch)
             self._open -= len(batch)
             self._open_bytes -= sum([len(delivery.message.body) for delivery, _ in batch])
             if self._lanes is not None:

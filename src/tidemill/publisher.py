@@ -18,7 +18,6 @@ After that it is not known whether the messages are stored."""
 MAX_BATCH = 1000
 """Most messages in one batch, and so in one transaction of a SQL broker."""
 
-
 IN_FLIGHT = 2
 """Batches under way at once: while one is written, the callers of the other encode their next events."""
 
@@ -112,12 +111,8 @@ class Publisher:
                 return await self._broker.publish(messages, due=due)
             async with asyncio.timeout(CONFIRM):
                 return await self._broker.publish(messages, due=due)
-        except BrokerError as error:
-            return [Receipt(Status.NOT_STORED, str(error))] * len(messages)
-        except TimeoutError:
-            return [Receipt(Status.UNKNOWN, f"the broker did not confirm within {CONFIRM:g} s")] * len(messages)
         except Exception as error:
-            return [Receipt(Status.UNKNOWN, f"{type(error).__name__}: {error}")] * len(messages)
+            return [_receipt_of(error)] * len(messages)
 
 
 def _receipt_of(error: Exception) -> Receipt:

@@ -70,10 +70,10 @@ class Runtime:
                     feed = await self.broker.subscribe(spec.subscription)
                     stack.push_async_callback(feed.close)
                     self.consumers.append(Consumer(spec, feed, self.clock))
-                for consumer in self.consumers:
-                    consumer.start()
                 await self._warn_of_orphans(specs)
             self._stack = stack.pop_all()
+            for consumer in self.consumers:  # last, and without waiting for anything: nothing can fail behind it
+                consumer.start()
 
     async def drain(self, grace: float = GRACE) -> None:
         """Stop consuming, all subscriptions at once: see `Consumer.drain`."""

@@ -64,16 +64,14 @@ class Watchdog:
 
     def leave(self, running: Running) -> None:
         """It has ended."""
-        self.running.pop(id(running.delivery), None)
+        self._forget(running)
         if running.cancelled_for is not None:
             running.task.uncancel()
-        if not self.running and self._quiet is not None and not self._quiet.done():
-            self._quiet.set_result(None)
 
     def give_up(self, running: Running) -> None:
         """Leave a handler to itself: what it ends in does not count."""
         running.abandoned = True
-        del self.running[id(running.delivery)]
+        self._forget(running)
         self._abandon(running)
 
     async def quiet(self, seconds: float, unless: asyncio.Event | None = None) -> bool:
@@ -92,6 +90,12 @@ class Watchdog:
         """Watch no more."""
         if self._timer is not None:
             self._timer.cancel()
+
+    def _forget(self, running: Running) -> None:
+        if self.running.get(id(running.delivery)) is running:
+            del self.running[id(running.delivery)]
+        if not self.running and self._quiet is not None and not self._quiet.done():
+            self._quiet.set_result(None)
 
     def _watch(self, deadline: int) -> None:
         self.stop()

@@ -25,9 +25,9 @@ from tidemill.broker import (
 from tidemill.consumer import Consumer
 from tidemill.ids import new_id
 from tidemill.message import Delivery, Message
-from tidemill.outcome import ACK, Ack, Release, Retry
+from tidemill.outcome import ACK, Ack, Outcome, Release, Retry
 from tidemill.testing.conformance import PROMISES, SCENARIOS, CannotRun, Place, perform, table
-from tidemill.testing.conformance.stand_in import BrokerStandIn, FeedStandIn
+from tidemill.testing.stand_in import BrokerStandIn, FeedStandIn
 
 PATIENCE = 0.7
 
@@ -299,7 +299,12 @@ def test_a_wrong_durable_broker_is_caught(mutant: type[BrokerStandIn], scenario:
 def test_a_consumer_that_takes_cancelling_for_success_is_caught(
     scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Consumer, "_cancelled", lambda *_: ACK)
+    raised = Consumer._raised
+
+    def takes_it_for_success(self: Consumer, delivery: Delivery, error: BaseException) -> Outcome:
+        return ACK if isinstance(error, asyncio.CancelledError) else raised(self, delivery, error)
+
+    monkeypatch.setattr(Consumer, "_raised", takes_it_for_success)
     assert fails(scenario, "memory:", tmp_path)
 
 

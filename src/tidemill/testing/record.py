@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from ..broker import (
-    Broker,
-    Capabilities,
-    DeadLettered,
-    Feed,
-    Inspection,
-    Receipt,
-    Settlement,
-    Status,
-    Subscription,
-    TopicSpec,
-    Trace,
-)
+from ..broker import Broker, Feed, Receipt, Settlement, Status, Subscription
 from ..clock import Clock
 from ..context import current
 from ..message import Delivery, Message
 from ..outcome import Outcome, Release
+from .stand_in import BrokerStandIn, FeedStandIn
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,69 +80,37 @@ class Record:
             )
 
 
-class RecordingBroker:
+class RecordingBroker(BrokerStandIn):
     """A broker that keeps a record. See `tidemill.broker.Broker`."""
 
     def __init__(self, broker: Broker, record: Record, clock: Clock) -> None:
-        self._broker = broker
+        super().__init__(broker)
         self._record = record
         self._clock = clock
 
-    @property
-    def url(self) -> str:
-        return self._broker.url
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._broker.capabilities
-
-    async def open(self) -> None:
-        await self._broker.open()
-
-    async def close(self) -> None:
-        await self._broker.close()
-
-    async def declare(self, topics: Sequence[TopicSpec], subscriptions: Sequence[Subscription]) -> None:
-        await self._broker.declare(topics, subscriptions)
-
     async def publish(self, messages: Sequence[Message], *, due: int | None = None) -> list[Receipt]:
         at = self._clock.now()
-        receipts = await self._broker.publish(messages, due=due)
+        receipts = await self.real.publish(messages, due=due)
         self._record.add_published(messages, due if due is not None and due > at else None, receipts, at)
         return receipts
 
     async def subscribe(self, subscription: Subscription) -> Feed:
-        return _RecordingFeed(await self._broker.subscribe(subscription), self._record, self._clock)
-
-    async def inspect(self) -> Inspection:
-        return await self._broker.inspect()
-
-    async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
-        return await self._broker.dead_letters(subscription)
-
-    def read(self, topic: str, *, since: int | None = None, follow: bool = False) -> AsyncIterator[Message]:
-        return self._broker.read(topic, since=since, follow=follow)
-
-    async def trace(self, correlation_id: str) -> Trace:
-        return await self._broker.trace(correlation_id)
+        return _RecordingFeed(await self.real.subscribe(subscription), self._record, self._clock)
 
 
-class _RecordingFeed:
+class _RecordingFeed(FeedStandIn):
     def __init__(self, feed: Feed, record: Record, clock: Clock) -> None:
-        self._feed = feed
+        super().__init__(feed)
         self._record = record
         self._clock = clock
 
     async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
-        deliveries = await self._feed.fetch(limit, wait, max_bytes)
+        deliveries = await self.real.fetch(limit, wait, max_bytes)
         if deliveries:
             self._record.steps += 1
         return deliveries
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
-        late = await self._feed.settle(settlements)
+        late = await self.real.settle(settlements)
         self._record.add_settled(settlements, late, self._clock.now())
         return late
-
-    async def close(self) -> None:
-        await self._feed.close()

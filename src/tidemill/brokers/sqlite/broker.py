@@ -17,7 +17,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, Final, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import msgspec
 
@@ -46,6 +46,7 @@ from .rows import SLOTS, to_message, to_row
 from .sql import CHUNK, SQL, insert_events
 from .writer import Job, Writer
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 TICK: Final = 0.05
@@ -53,6 +54,9 @@ TICK: Final = 0.05
 
 TICK_WITHOUT_BELL: Final = 0.01
 """The same where this process has no bell: a quarter of what it takes to notice, and a hundredth of a core."""
+
+AGAIN: Final = 1.0
+"""Seconds until scheduled events that could not be moved to the log are tried again."""
 
 LOOK_AROUND: Final = 0.5
 """Seconds between two looks whether the other consumers live."""
@@ -85,7 +89,8 @@ class SqliteBroker:
         self._feeds: list[SqliteFeed] = []
         self._numbers = itertools.count(1)
         self._spread = random.randrange(SLOTS)
-        self._waiting: set[asyncio.Future[None]] = set()
+        # Who waits, and the feed it waits for, if any.
+        self._waiting: dict[asyncio.Future[None], SqliteFeed | None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._version = -1
         self._looked_around = 0.0
@@ -219,31 +224,39 @@ class SqliteBroker:
 
     def _appeared(self, done: asyncio.Future[None]) -> None:
         self._appearing = False
-        if done.exception() is None:  # a full disk, say: the next tick tries again
+        if done.exception() is None:
             self._bell.ring()
+            self._look_up()
+        else:  # a full disk, say
+            self._next_scheduled = self.clock.now() + round(AGAIN * 1e9)
 
-    async def news(self, seconds: float) -> None:
-        """Wait until something may have changed, at most `seconds`."""
+    async def news(self, seconds: float, feed: SqliteFeed | None = None) -> None:
+        """Wait until something may have changed, or be due for `feed`, at most `seconds`."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        self._waiting.add(future)
-        if self._timer is None:
-            self._set_timer()
+        self._waiting[future] = feed
+        self._set_timer()
         timeout = loop.call_later(seconds, _wake, future)
         try:
             await future
         finally:
             timeout.cancel()
-            self._waiting.discard(future)
+            self._waiting.pop(future, None)
 
     def _set_timer(self) -> None:
-        due = [feed.next_due for feed in self._feeds if feed.next_due is not None]
-        if self._next_scheduled is not None:
+        # Only for what somebody waits for: a feed whose consumer is busy has no use for being told.
+        due = [feed.next_due for feed in self._waiting.values() if feed is not None and feed.next_due is not None]
+        if self._next_scheduled is not None and not self._appearing:
             due.append(self._next_scheduled)
         seconds = self._interval
         if due:
             seconds = max(0.001, min(seconds, (min(due) - self.clock.now()) / 1e9))
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._on_timer)
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(seconds, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -256,8 +269,10 @@ class SqliteBroker:
             return
         self.tick()
         now = self.clock.now()
-        if any(feed.stale or (feed.next_due is not None and feed.next_due <= now) for feed in self._feeds):
-            self.poke()
+        for future, feed in tuple(self._waiting.items()):
+            if feed is not None and (feed.stale or (feed.next_due is not None and feed.next_due <= now)):
+                del self._waiting[future]
+                _wake(future)
 
     def poke(self) -> None:
         """Wake everyone who waits for news."""
@@ -376,16 +391,31 @@ class SqliteBroker:
     # --------------------------------------------------------------- looking
 
     async def inspect(self) -> Inspection:
-        with translated(self.path):
-            return inspection.inspect(self.reader, self._prefix)
+        return await self._look_into(inspection.inspect, self._prefix)
 
     async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
-        with translated(self.path):
-            return inspection.dead_letters(self.reader, self._prefix, subscription)
+        return await self._look_into(inspection.dead_letters, self._prefix, subscription)
 
     async def trace(self, correlation_id: str) -> Trace:
-        with translated(self.path):
-            return inspection.trace(self.reader, self._prefix, correlation_id)
+        return await self._look_into(inspection.trace, self._prefix, correlation_id)
+
+    async def _look_into(
+        self, look: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs
+    ) -> T:
+        """Run what reads much, as counting a long backlog does, beside the event loop."""
+
+        if not self._open:
+            raise BrokerError(f"{self.path} is not open. Connect again.")
+
+        def run() -> T:
+            with translated(self.path):
+                connection = connect(self.path)
+                try:
+                    return look(connection, *args, **kw)
+                finally:
+                    connection.close()
+
+        return await asyncio.to_thread(run)
 
     async def read(self, topic: str, *, since: int | None = None, follow: bool = False) -> AsyncIterator[Message]:
         seq = 0

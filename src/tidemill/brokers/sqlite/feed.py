@@ -99,7 +99,7 @@ class SqliteFeed:
             left = until - loop.time()
             if left <= 0:
                 break
-            await self._broker.news(left)
+            await self._broker.news(left, self)
         return []
 
     def _read(self, limit: int, max_bytes: int) -> list[Delivery]:

@@ -15,6 +15,7 @@ as a table.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -59,12 +60,12 @@ __all__ = [
 ]
 
 
-class Conformance:
+class Conformance(ABC):
     """Every scenario as a test. Subclass it, say where the broker is, and run pytest."""
 
+    @abstractmethod
     def url(self, tmp_path: Path) -> str:
         """Where a broker with nothing on it is: a new file, or a namespace of its own. Asked once per scenario."""
-        raise NotImplementedError("a conformance class says where its broker is: def url(self, tmp_path) -> str")
 
     def unreachable(self, tmp_path: Path) -> str | None:
         """A URL of the same kind where no broker can be: a port nobody listens on, a folder that does not exist."""
