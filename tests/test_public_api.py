@@ -22,6 +22,7 @@ PUBLIC = [
     "Delivery",
     "Failure",
     "Handle",
+    "Health",
     "InvalidMessage",
     "Json",
     "Message",

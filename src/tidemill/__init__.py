@@ -22,6 +22,7 @@ from .event import Json, Topic, event, upcast
 
 if TYPE_CHECKING:
     from .context import Context
+    from .health import Health
     from .message import Delivery, Failure, Message
     from .outcome import Ack, DeadLetter, Outcome, Release, Retry, RetryPolicy
     from .pipeline import Handle, Middleware
@@ -39,6 +40,7 @@ __all__ = [
     "Delivery",
     "Failure",
     "Handle",
+    "Health",
     "InvalidMessage",
     "Json",
     "Message",
@@ -66,6 +68,7 @@ _LAZY = {
     "Delivery": "message",
     "Failure": "message",
     "Handle": "pipeline",
+    "Health": "health",
     "Message": "message",
     "Middleware": "pipeline",
     "Outcome": "outcome",

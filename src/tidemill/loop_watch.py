@@ -54,7 +54,7 @@ class LoopWatch:
                  have come and gone. None: never.
     owned        whether the process is Tidemill's own: it is then ended where nothing else helps. Another one is not;
                  `stuck` says so, and telemetry.
-    limit, tick  see `LIMIT` and `TICK`.
+    limit, tick  `LIMIT` and `TICK` by default.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class LoopWatch:
         *,
         stuck_after: float | None,
         owned: bool = False,
-        limit: float = LIMIT,
-        tick: float = TICK,
+        limit: float | None = None,
+        tick: float | None = None,
         end: Callable[[int], object] = os._exit,
     ) -> None:
         self.blocked_for = 0.0
@@ -72,8 +72,8 @@ class LoopWatch:
         """Whether the loop has stood still for so long that nothing in this process can be relied on."""
         self.stuck_after = stuck_after
         self._owned = owned
-        self._limit = limit
-        self._tick = tick
+        self._limit = LIMIT if limit is None else limit
+        self._tick = TICK if tick is None else tick
         self._end = end
         self._end_by: float | None = None
         self._beats = 0
