@@ -8,7 +8,7 @@
 | `delivery.dead_letter` | error | a message was given up | subscription, message, attempt, reason |
 | `delivery.late` | warning | a lease was lost: the outcome did not count | subscription, message |
 | `delivery.abandoned` | error | a handler did not end after it was cancelled | subscription, message, seconds |
-| `settle.failed` | error | outcomes could not be recorded; it is tried again | subscription, count, error |
+| `settle.failed` | error | outcomes could not be recorded; it is tried again, or, in a drain, what they are of is delivered again | subscription, count, error |
 | `fetch.failed` | error | nothing could be fetched; it is tried again | subscription, error |
 | `subscription.orphaned` | warning | a durable subscription with a backlog has no handler | subscription, backlog |
 | `loop.blocked` | warning | the event loop stands still; the handler in its way, if it is one, and where it is | seconds, subscription, message, stack |
