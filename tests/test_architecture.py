@@ -24,6 +24,7 @@ LAYERS = [
     ["telemetry", "broker"],
     ["pipeline", "context", "lanes", "watchdog", "steps", "threads"],
     ["handler"],
+    ["attempt"],
     ["publisher", "consumer"],
     ["runtime"],
     ["service"],

@@ -126,6 +126,8 @@ class SubscriptionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Deliveries acknowledged since the subscription exists."""
     retried: int
     """Failed attempts since the subscription exists."""
+    paused: bool = False
+    """Whether it is paused: its consumers fetch nothing."""
 
 
 class TopicStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,8 +181,24 @@ class Trace(msgspec.Struct, frozen=True):
 Settlement: TypeAlias = tuple[Delivery, Outcome]
 
 
+class FeedWatcher(Protocol):
+    """Who is told what happens to a feed without having been asked for."""
+
+    def lost(self, deliveries: Sequence[Delivery]) -> None:
+        """The lease of these is gone: another consumer may have them already, and no outcome of them counts (G12)."""
+        ...
+
+    def paused(self) -> None:
+        """The subscription is paused: nothing comes until it goes on, and what waits here is to be given back."""
+        ...
+
+
 class Feed(Protocol):
     """An open subscription: what one consumer fetches from and settles with."""
+
+    def watch(self, watcher: FeedWatcher) -> None:
+        """Tell `watcher` from now on, on the event loop, what happens to this feed by itself."""
+        ...
 
     async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
         """Up to `limit` deliveries of at most `max_bytes` together (one may exceed it), or none after `wait` seconds.
@@ -190,12 +208,29 @@ class Feed(Protocol):
         """
         ...
 
+    def begin(self, delivery: Delivery) -> bool:
+        """A handler is about to run it. False where the lease is over, as far as is known here: then it must not.
+
+        From here on the attempt counts (G5): if this process dies before the outcome is recorded or `end` is called,
+        the next delivery of the message says `died`. Called once for each run, and never for what only waits.
+        """
+        ...
+
+    def end(self, delivery: Delivery) -> None:
+        """The handler has ended in an outcome that charges nothing: `Ack` or `Release`."""
+        ...
+
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         """Record outcomes. Returns the deliveries whose lease was lost: their outcome did not count.
 
         The one place that ends deliveries. Raises `BrokerError` if nothing was recorded; it is then safe to repeat.
         On an ordered subscription a released event stays behind an earlier one of its key that is to be retried.
         """
+        ...
+
+    async def leave(self) -> None:
+        """Begin to close: nothing more is to be fetched here, and what is given back goes to other consumers at once,
+        while handlers still run. Raises nothing for a broker's sake: at the latest `close` has the same effect."""
         ...
 
     async def close(self) -> None:
@@ -238,6 +273,13 @@ class Broker(Protocol):
 
     async def subscribe(self, subscription: Subscription) -> Feed:
         """Open a declared subscription for one consumer."""
+        ...
+
+    async def pause(self, subscription: str, paused: bool) -> None:
+        """Let no consumer of a subscription fetch until it is resumed; durable as what is declared.
+
+        Repeating it changes nothing. Raises `ConfigurationError` where there is no such subscription.
+        """
         ...
 
     async def inspect(self) -> Inspection:

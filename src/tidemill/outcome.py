@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
-from .errors import MAX_DELAY, DecodeError, FutureVersion, Reject, RetryAfter
+from .errors import MAX_DELAY, DecodeError, FutureVersion, ProcessDied, Reject, RetryAfter
 
 MAX_REASON: Final = 500
 """Most characters of a reason: enough to recognise the cause. Tracebacks are kept beside it."""
@@ -121,7 +121,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(error, DecodeError) and not isinstance(error, FutureVersion):
             return DeadLetter(describe(error))
         asked = error if isinstance(error, RetryAfter) else None
-        if self.never and asked is None and isinstance(error, self.never):
+        if self.never and asked is None and not isinstance(error, ProcessDied) and isinstance(error, self.never):
             return DeadLetter(f"{describe(error)} (an error the policy never retries)")
         if attempt >= self.attempts:
             return DeadLetter(f"{describe(error)} (attempt {attempt} of {self.attempts})")

@@ -6,6 +6,7 @@
 | `consumer.stopped` | info | it has drained | subscription, handled, released |
 | `delivery.retry` | warning | a handler failed and runs again | subscription, message, attempt, after, error |
 | `delivery.dead_letter` | error | a message was given up | subscription, message, attempt, reason |
+| `delivery.lost` | warning | a running handler lost its lease: it is cancelled | subscription, message |
 | `delivery.late` | warning | a lease was lost: the outcome did not count | subscription, message |
 | `delivery.abandoned` | error | a handler did not end after it was cancelled | subscription, message, seconds |
 | `settle.failed` | error | outcomes could not be recorded; it is tried again | subscription, count, error |
@@ -29,6 +30,7 @@ LEVELS: dict[str, int] = {
     "consumer.stopped": logging.INFO,
     "delivery.retry": logging.WARNING,
     "delivery.dead_letter": logging.ERROR,
+    "delivery.lost": logging.WARNING,
     "delivery.late": logging.WARNING,
     "delivery.abandoned": logging.ERROR,
     "settle.failed": logging.ERROR,

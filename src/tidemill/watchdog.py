@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from .clock import Clock, Timer
 from .message import Delivery
 
 ABANDON_AFTER: Final = 10.0
 """Seconds a cancelled handler has to end before it is left to itself."""
+
+
+Why: TypeAlias = Literal["timeout", "drain", "lost"]
+"""What a handler is cancelled for: its time is up, the drain's grace is, or its lease is gone."""
 
 
 class Running:
@@ -25,10 +29,10 @@ class Running:
         self.delivery = delivery
         self.task = task
         self.deadline = deadline
-        self.cancelled_for: Literal["timeout", "drain"] | None = None
+        self.cancelled_for: Why | None = None
         self.abandoned = False
 
-    def cancel(self, reason: Literal["timeout", "drain"]) -> None:
+    def cancel(self, reason: Why) -> None:
         """Cancel it, once."""
         if self.cancelled_for is None:
             self.cancelled_for = reason
@@ -67,6 +71,11 @@ class Watchdog:
         self._forget(running)
         if running.cancelled_for is not None:
             running.task.uncancel()
+
+    def why_cancelled(self, delivery: Delivery) -> Why | None:
+        """What a running handler was cancelled for, if it was."""
+        running = self.running.get(id(delivery))
+        return None if running is None else running.cancelled_for
 
     def give_up(self, running: Running) -> None:
         """Leave a handler to itself: what it ends in does not count."""

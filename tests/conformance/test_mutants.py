@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tidemill.attempt import Attempts
 from tidemill.broker import (
     STORED,
     Broker,
@@ -22,7 +23,6 @@ from tidemill.broker import (
     Support,
     TopicSpec,
 )
-from tidemill.consumer import Consumer
 from tidemill.ids import new_id
 from tidemill.message import Delivery, Message
 from tidemill.outcome import ACK, Ack, Outcome, Release, Retry
@@ -299,17 +299,17 @@ def test_a_wrong_durable_broker_is_caught(mutant: type[BrokerStandIn], scenario:
 def test_a_consumer_that_takes_cancelling_for_success_is_caught(
     scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raised = Consumer._raised
+    raised = Attempts._raised
 
-    def takes_it_for_success(self: Consumer, delivery: Delivery, error: BaseException) -> Outcome:
+    def takes_it_for_success(self: Attempts, delivery: Delivery, error: BaseException) -> Outcome:
         return ACK if isinstance(error, asyncio.CancelledError) else raised(self, delivery, error)
 
-    monkeypatch.setattr(Consumer, "_raised", takes_it_for_success)
+    monkeypatch.setattr(Attempts, "_raised", takes_it_for_success)
     assert fails(scenario, "memory:", tmp_path)
 
 
 def test_a_consumer_that_loses_what_a_handler_raised_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Consumer, "_failed", lambda *_: ACK)
+    monkeypatch.setattr(Attempts, "failed", lambda *_: ACK)
     for scenario in (
         "whatever_a_handler_raises_is_settled",
         "attempts_run_out",

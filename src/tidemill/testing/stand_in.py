@@ -9,6 +9,7 @@ from ..broker import (
     Capabilities,
     DeadLettered,
     Feed,
+    FeedWatcher,
     Inspection,
     Receipt,
     Settlement,
@@ -48,6 +49,9 @@ class BrokerStandIn:
     async def subscribe(self, subscription: Subscription) -> Feed:
         return await self.real.subscribe(subscription)
 
+    async def pause(self, subscription: str, paused: bool) -> None:
+        await self.real.pause(subscription, paused)
+
     async def inspect(self) -> Inspection:
         return await self.real.inspect()
 
@@ -67,11 +71,23 @@ class FeedStandIn:
     def __init__(self, real: Feed) -> None:
         self.real = real
 
+    def watch(self, watcher: FeedWatcher) -> None:
+        self.real.watch(watcher)
+
     async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
         return await self.real.fetch(limit, wait, max_bytes)
 
+    def begin(self, delivery: Delivery) -> bool:
+        return self.real.begin(delivery)
+
+    def end(self, delivery: Delivery) -> None:
+        self.real.end(delivery)
+
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         return await self.real.settle(settlements)
+
+    async def leave(self) -> None:
+        await self.real.leave()
 
     async def close(self) -> None:
         await self.real.close()

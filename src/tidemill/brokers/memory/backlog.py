@@ -79,7 +79,10 @@ class Backlog:
         self.delayed: dict[int, Delivery] = {}
         self.keys: dict[str, Key] = {}
         self.waiters: deque[asyncio.Future[None]] = deque()
-        self.feeds: set[int] = set()
+        # Each with what tells it that the subscription is paused.
+        self.feeds: dict[int, Callable[[], None]] = {}
+        self.leaving: set[int] = set()
+        self.paused = False
         self.dead: list[DeadLettered] = []
         self.fates: OrderedDict[str, Fate] = OrderedDict()
         self.acked = 0
@@ -101,6 +104,14 @@ class Backlog:
         for identity, fate in self.fates.items():
             self.fates[identity] = msgspec.structs.replace(fate, subscription=name)
 
+    def pause(self, paused: bool) -> None:
+        self.paused = paused
+        if paused:
+            for told in tuple(self.feeds.values()):
+                told()
+        while not paused and self.waiters:
+            self.wake()
+
     def wake(self) -> None:
         while self.waiters:
             waiter = self.waiters.popleft()
@@ -110,6 +121,8 @@ class Backlog:
 
     def take(self, feed: int, limit: int, max_bytes: int) -> list[Delivery]:
         taken: list[Delivery] = []
+        if self.paused or feed in self.leaving:
+            return taken
         ready, in_flight, ordered = self.ready, self.in_flight, self.spec.ordered
         while ready and len(taken) < limit:
             delivery = ready[0]

@@ -12,6 +12,7 @@ from ...broker import (
     STORED,
     Capabilities,
     DeadLettered,
+    FeedWatcher,
     Inspection,
     Receipt,
     Settlement,
@@ -35,6 +36,16 @@ class MemoryFeed:
         self.number = number
         self._backlog = backlog
         self._closed = False
+        self._watcher: FeedWatcher | None = None
+
+    def watch(self, watcher: FeedWatcher) -> None:
+        self._watcher = watcher
+        if self._backlog.paused:
+            watcher.paused()
+
+    def pause(self) -> None:
+        if self._watcher is not None:
+            self._watcher.paused()
 
     async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
         backlog = self._backlog
@@ -54,17 +65,26 @@ class MemoryFeed:
             timer.cancel()
         return backlog.take(self.number, limit, max_bytes)
 
+    def begin(self, delivery: Delivery) -> bool:
+        return True  # whoever could lose it ends together with it
+
+    def end(self, delivery: Delivery) -> None: ...
+
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         late = self._backlog.settle(settlements)
         self._backlog.progressed()
         return late
+
+    async def leave(self) -> None:
+        self._backlog.leaving.add(self.number)
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         backlog = self._backlog
-        backlog.feeds.discard(self.number)
+        backlog.leaving.discard(self.number)
+        del backlog.feeds[self.number]
         held = [delivery for delivery in backlog.in_flight.values() if delivery.token == self.number]
         backlog.settle([(delivery, Release()) for delivery in reversed(held)])
         backlog.wake()
@@ -159,8 +179,14 @@ class MemoryBroker:
     async def subscribe(self, subscription: Subscription) -> MemoryFeed:
         backlog = self._subscriptions[subscription.name]
         feed = MemoryFeed(backlog, next(self._serial))
-        backlog.feeds.add(feed.number)
+        backlog.feeds[feed.number] = feed.pause
         return feed
+
+    async def pause(self, subscription: str, paused: bool) -> None:
+        backlog = self._subscriptions.get(subscription)
+        if backlog is None:
+            raise ConfigurationError(f"there is no subscription {subscription!r} in memory:. Nothing changed.")
+        backlog.pause(paused)
 
     async def inspect(self) -> Inspection:
         topics = [
@@ -182,6 +208,7 @@ class MemoryBroker:
                     consumers=len(backlog.feeds),
                     acked=backlog.acked,
                     retried=backlog.retried,
+                    paused=backlog.paused,
                 )
             )
         return Inspection(topics, subscriptions)

@@ -34,7 +34,8 @@ def inspect(reader: sqlite3.Connection, prefix: str) -> Inspection:
         if is_in(name, prefix)
     ]
     subscriptions: list[SubscriptionStatus] = []
-    for number, name, topic_name, types, _, _, acked, retried, topic in reader.execute(SQL["subscriptions"]).fetchall():
+    for row in reader.execute(SQL["subscriptions"]).fetchall():
+        number, name, topic_name, types, _, _, acked, retried, topic, paused = row
         if not is_in(name, prefix):
             continue
         waiting, oldest = reader.execute(
@@ -53,6 +54,7 @@ def inspect(reader: sqlite3.Connection, prefix: str) -> Inspection:
                 consumers=_one(reader, "count_consumers", number, time.monotonic_ns()),
                 acked=acked,
                 retried=retried,
+                paused=bool(paused),
             )
         )
     return Inspection(sorted(topics, key=lambda topic: topic.name), subscriptions)
@@ -84,7 +86,7 @@ def trace(reader: sqlite3.Connection, prefix: str, correlation_id: str) -> Trace
     subscriptions = reader.execute(SQL["subscriptions"]).fetchall()
     fates: list[Fate] = []
     for row in rows:
-        for number, name, _, types, _, first, _, _, topic in subscriptions:
+        for number, name, _, types, _, first, _, _, topic, _ in subscriptions:
             wanted = types is None or row[4] in _types(types)
             if topic == row[13] and wanted and row[0] > first:
                 fates.append(_fate(reader, number, name[strip:], row))

@@ -10,7 +10,7 @@ order by seq limit :most
 
 -- name: due_exceptions
 select l.seq, l.slot, l.id, l.source, l.type, l.time, l.body, l.version, l.key, l.correlation, l.causation,
-       l.content_type, l.extensions, x.attempts, x.history
+       l.content_type, l.extensions, x.attempts, x.history, x.died
 from tidemill_exception x join tidemill_log l on l.seq = x.seq
 where x.subscription = :subscription and x.due <= :now and (:slots >> x.slot) & 1
 order by x.seq limit :most
@@ -27,7 +27,10 @@ where subscription = :subscription and key is not null and (:slots >> slot) & 1 
 select min(due) from tidemill_scheduled
 
 -- name: generation
-select generation from tidemill_subscription where id = ?
+select generation, paused from tidemill_subscription where id = ?
+
+-- name: pause
+update tidemill_subscription set paused = ?, generation = generation + 1 where name = ?
 
 -- name: find_topic
 select id from tidemill_topic where name = ?
@@ -39,7 +42,35 @@ insert into tidemill_topic (name, key, retain) values (?, ?, ?) on conflict do n
 select s.id, t.name, t.id from tidemill_subscription s join tidemill_topic t on t.id = s.topic where s.name = ?
 
 -- name: owners
-select owner, lease from tidemill_consumer where subscription = ?
+select owner, lease, leaving from tidemill_consumer where subscription = ?
+
+-- name: is_known
+-- Whether a process, by its token, has consumers left: `.` and `/` enclose whatever follows the token.
+select exists (select 1 from tidemill_consumer where owner > :token || '.' and owner < :token || '/')
+
+-- name: slot_of_event
+select slot from tidemill_log where seq = ?
+
+-- name: open_up_to
+-- What lies between a slot's position and a seq, of what the subscription wants, becomes a row of its own.
+insert into tidemill_exception (subscription, seq, slot, key, attempts, due, history)
+select s.id, l.seq, l.slot, case when s.ordered then l.key end, 0, null, null
+from tidemill_subscription s join tidemill_log l on l.topic = s.topic
+where s.id = :subscription and l.seq > :position and l.seq <= :last and l.slot = :slot
+  and (s.types is null or l.type in (select value from json_each(s.types)))
+on conflict do nothing
+
+-- name: move_position
+update tidemill_slot set position = :position
+where subscription = :subscription and slot = :slot and position < :position
+
+-- name: exception_of
+select attempts, history from tidemill_exception where subscription = ? and seq = ?
+
+-- name: charge
+-- Nobody holds it any more: whoever takes its slot makes it due.
+update tidemill_exception set attempts = :attempts, history = :history, died = 1, due = null
+where subscription = :subscription and seq = :seq
 
 -- name: my_slots
 select slot, epoch from tidemill_slot where subscription = :subscription and owner = :owner
@@ -53,10 +84,10 @@ where subscription = :subscription and owner = :owner and position < :position a
 update tidemill_subscription set acked = acked + ?, retried = retried + ? where id = ?
 
 -- name: put_exception
-insert into tidemill_exception (subscription, seq, slot, key, attempts, due, history)
-values (:subscription, :seq, :slot, :key, :attempts, :due, :history)
+insert into tidemill_exception (subscription, seq, slot, key, attempts, due, history, died)
+values (:subscription, :seq, :slot, :key, :attempts, :due, :history, :died)
 on conflict (subscription, seq) do update
-set attempts = excluded.attempts, due = excluded.due, history = excluded.history
+set attempts = excluded.attempts, due = excluded.due, history = excluded.history, died = excluded.died
 
 -- name: put_gap
 -- An event that still runs while a later one is settled. Never over what is known of it already.
@@ -65,12 +96,13 @@ values (?, ?, ?, ?, ?, null, null) on conflict do nothing
 
 -- name: put_released
 -- A released event waits where an earlier one of its key is an exception: it is let go when that one is settled.
-insert into tidemill_exception (subscription, seq, slot, key, attempts, due, history)
+insert into tidemill_exception (subscription, seq, slot, key, attempts, due, history, died)
 values (:subscription, :seq, :slot, :key, :attempts,
         case when exists (select 1 from tidemill_exception
-                          where subscription = :subscription and key = :key and seq < :seq) then null else :due end, :history)
+                          where subscription = :subscription and key = :key and seq < :seq) then null else :due end,
+        :history, :died)
 on conflict (subscription, seq) do update
-set attempts = excluded.attempts, due = excluded.due, history = excluded.history
+set attempts = excluded.attempts, due = excluded.due, history = excluded.history, died = excluded.died
 
 -- name: drop_exception
 delete from tidemill_exception where subscription = ? and seq = ?
@@ -104,6 +136,9 @@ on conflict (subscription, owner) do update set lease = excluded.lease
 
 -- name: renew
 update tidemill_consumer set lease = ? where subscription = ? and owner = ?
+
+-- name: leaving
+update tidemill_consumer set leaving = 1 where subscription = ? and owner = ?
 
 -- name: leave
 delete from tidemill_consumer where subscription = ? and owner = ?
@@ -168,7 +203,7 @@ insert into tidemill_topic (name, key, retain) values (?, ?, ?)
 on conflict (name) do update set key = excluded.key, retain = excluded.retain
 
 -- name: subscriptions
-select s.id, s.name, t.name, s.types, s.ordered, s.first, s.acked, s.retried, s.topic
+select s.id, s.name, t.name, s.types, s.ordered, s.first, s.acked, s.retried, s.topic, s.paused
 from tidemill_subscription s join tidemill_topic t on t.id = s.topic order by s.name
 
 -- name: put_subscription

@@ -58,7 +58,8 @@ create table tidemill_subscription (
     types       text,                         -- JSON array of the event types it wants; null: all
     ordered     integer not null,
     first       integer not null,             -- it began after this seq
-    generation  integer not null default 0,   -- changes when consumers or slots do
+    generation  integer not null default 0,   -- changes when consumers or slots do, or it is paused
+    paused      integer not null default 0,
     acked       integer not null default 0,
     retried     integer not null default 0
 );
@@ -68,6 +69,7 @@ create table tidemill_consumer (
     subscription  integer not null,
     owner         text not null,
     lease         integer not null,           -- the machine's monotonic clock, nanoseconds
+    leaving       integer not null default 0, -- it gives its slots away, and takes none
     primary key (subscription, owner)
 ) without rowid;
 
@@ -90,6 +92,7 @@ create table tidemill_exception (
     attempts      integer not null,           -- failed so far
     due           integer,                    -- when to deliver; null: running, or waiting behind its key
     history       blob,
+    died          integer not null default 0, -- the next attempt has been begun, by a consumer that died
     primary key (subscription, seq)
 ) without rowid;
 create index tidemill_exception_due on tidemill_exception (subscription, due) where due is not null;

@@ -28,6 +28,7 @@ class Exceptional(msgspec.Struct):
     due: int
     history: bytes | None
     released: bool
+    died: bool
 
 
 class Given(msgspec.Struct):
@@ -105,6 +106,7 @@ class Plan(msgspec.Struct):
                     "attempts": row.attempts,
                     "due": row.due,
                     "history": row.history,
+                    "died": row.died,
                 }
                 execute(SQL["put_released"] if row.released else SQL["put_exception"], values)
                 if row.key is not None and row.key not in held_back:

@@ -252,7 +252,8 @@ async def a_process_paused_past_its_lease_is_replaced(place: Place) -> None:
         await place.until(lambda: len(_finished(workers)) == 192 + probes, "all is handled")
         await place.handled("walker.walk")
         status = await place.status("walker.walk")
-        assert (status.acked, status.retried, status.dead) == (192 + probes, 0, 0)
+        assert (status.acked, status.dead) == (192 + probes, 0)
+        assert status.retried <= 16  # what was running when the lease ended is charged, and nothing else
         await asyncio.gather(workers.stop(paused), workers.stop(other))
 
 
