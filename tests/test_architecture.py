@@ -22,7 +22,7 @@ LAYERS = [
     ["event"],
     ["codec", "cloudevents"],
     ["telemetry", "broker"],
-    ["pipeline", "context", "lanes", "watchdog", "steps", "threads"],
+    ["pipeline", "context", "lanes", "watchdog", "steps", "threads", "isolation"],
     ["handler"],
     ["attempt"],
     ["publisher", "consumer"],

@@ -17,7 +17,7 @@ import random
 import time
 import traceback
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context as Variables
 from contextvars import copy_context
 from typing import Any, Final
@@ -27,6 +27,7 @@ from .broker import Feed, Settlement
 from .clock import Clock
 from .errors import BrokerError
 from .handler import HandlerSpec
+from .isolation import Isolation
 from .lanes import Lanes
 from .message import Delivery
 from .outcome import ACK, RELEASE, Ack, DeadLetter, Outcome, Release, Retry, describe
@@ -51,7 +52,7 @@ YIELD_EVERY: Final = 64
 class Consumer:
     """Consumes one subscription through one feed. `start`, then `drain`; not to be started again."""
 
-    def __init__(self, spec: HandlerSpec, feed: Feed, clock: Clock) -> None:
+    def __init__(self, spec: HandlerSpec, feed: Feed, clock: Clock, isolation: Isolation | None = None) -> None:
         self.spec = spec
         self.name = spec.subscription.name
         self.handled = 0
@@ -60,6 +61,8 @@ class Consumer:
         """Deliveries given back."""
         self._feed = feed
         self._clock = clock
+        self._isolation = isolation or Isolation()
+        self._isolation.join(lambda: self.running)
         self._min_window = 2 * spec.concurrency
         self._window = self._min_window
         self._open = 0
@@ -230,7 +233,7 @@ class Consumer:
                 waiter.set_result(None)
 
     async def _work(self) -> None:
-        ready = self._ready
+        ready, isolation = self._ready, self._isolation
         attempt, begin, end = self._attempts.run, self._feed.begin, self._feed.end
         count = 0
         while True:
@@ -239,11 +242,19 @@ class Consumer:
                 self._idle.append(waiter)
                 await waiter
                 continue
-            delivery = ready.popleft()
-            if delivery.died:
-                self._finish(delivery, self._attempts.died(delivery))
+            if isolation.active:
+                await isolation.over()
                 continue
-            if not begin(delivery):
+            delivery = ready.popleft()
+            alone: Callable[[], None] | None = None
+            if delivery.history and delivery.history[-1].died:
+                if delivery.died:
+                    self._finish(delivery, self._attempts.died(delivery))
+                    continue
+                alone = await isolation.enter()
+            if (alone is not None and self._stopping) or not begin(delivery):
+                if alone is not None:
+                    alone()
                 self._finish(delivery, RELEASE)
                 continue
             variables = copy_context()
@@ -257,6 +268,8 @@ class Consumer:
                 outcome = await self._continue(running, coroutine, variables, waiting_for)
                 if running.abandoned:
                     return  # another worker has taken this one's place, and the delivery is settled
+            if alone is not None:
+                alone()
             if outcome is ACK and self._lanes is None:
                 self.handled += 1
                 end(delivery)

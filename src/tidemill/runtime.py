@@ -14,6 +14,7 @@ from .clock import Clock, SystemClock
 from .consumer import Consumer
 from .errors import ConfigurationError
 from .handler import HandlerSpec
+from .isolation import Isolation
 from .publisher import Publisher
 from .telemetry import emit
 
@@ -45,6 +46,7 @@ class Runtime:
         self.clock: Clock = clock or SystemClock()
         self.consumers: list[Consumer] = []
         self._consume = consume
+        self._isolation = Isolation()
         self._stack = AsyncExitStack()
         self._drained = False
 
@@ -69,7 +71,7 @@ class Runtime:
                 for spec in specs:
                     feed = await self.broker.subscribe(spec.subscription)
                     stack.push_async_callback(feed.close)
-                    self.consumers.append(Consumer(spec, feed, self.clock))
+                    self.consumers.append(Consumer(spec, feed, self.clock, self._isolation))
                 await self._warn_of_orphans(specs)
             self._stack = stack.pop_all()
             for consumer in self.consumers:  # last, and without waiting for anything: nothing can fail behind it
