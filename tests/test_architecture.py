@@ -17,7 +17,7 @@ ROOT = Path(tidemill.__file__).parent
 # A module imports from earlier rows only; "" is the public page, `tidemill` itself.
 LAYERS = [
     ["errors"],
-    ["outcome", "ids", "clock", "value"],
+    ["outcome", "ids", "clock", "value", "rate", "circuit"],
     ["message"],
     ["event"],
     ["codec", "cloudevents"],
