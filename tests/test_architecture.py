@@ -23,6 +23,7 @@ LAYERS = [
     ["codec", "cloudevents"],
     ["telemetry", "broker"],
     ["pipeline", "context", "lanes", "watchdog", "steps", "threads", "isolation"],
+    ["gate"],
     ["handler"],
     ["attempt"],
     ["publisher", "consumer"],

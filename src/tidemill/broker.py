@@ -50,6 +50,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Order per key across consumers, through retries and crashes."""
     deduplication: Support = Support.NATIVE
     """A second publish of the same `(source, id)` within the retention is reported as a duplicate."""
+    longest_run: float | None = None
+    """Seconds after which a delivery is taken from a handler that still runs; None: it is kept as long as need be."""
     history: Support = Support.NATIVE
     """Reading what was handled: `read`, `trace`, subscriptions that start in the past."""
 
