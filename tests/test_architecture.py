@@ -23,7 +23,7 @@ LAYERS = [
     ["codec", "cloudevents"],
     ["telemetry", "broker"],
     ["pipeline", "context", "lanes", "watchdog", "steps", "threads"],
-    ["handler"],
+    ["handler", "stand_in"],
     ["publisher", "consumer"],
     ["runtime"],
     ["service"],

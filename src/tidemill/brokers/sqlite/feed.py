@@ -300,7 +300,8 @@ class SqliteFeed:
                 plan.exceptional.append(Exceptional(seq, slot, key, delivery.attempt, due, history, False))
             case Release():
                 history = pack_history(delivery.history)
-                plan.exceptional.append(Exceptional(seq, slot, key, delivery.attempt - 1, 0, history, True))
+                due = plan.now + round(outcome.after * 1e9) if outcome.after else 0
+                plan.exceptional.append(Exceptional(seq, slot, key, delivery.attempt - 1, due, history, True))
         if key is not None and isinstance(outcome, Ack | DeadLetter):
             plan.freed.add(key)
 
