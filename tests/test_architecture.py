@@ -24,7 +24,7 @@ LAYERS = [
     ["telemetry", "broker"],
     ["pipeline", "context", "lanes", "watchdog", "steps", "threads", "isolation"],
     ["gate"],
-    ["handler"],
+    ["handler", "stand_in"],
     ["attempt"],
     ["publisher", "consumer"],
     ["runtime"],

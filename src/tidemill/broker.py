@@ -226,7 +226,8 @@ class Feed(Protocol):
         """Record outcomes. Returns the deliveries whose lease was lost: their outcome did not count.
 
         The one place that ends deliveries. Raises `BrokerError` if nothing was recorded; it is then safe to repeat.
-        On an ordered subscription a released event stays behind an earlier one of its key that is to be retried.
+        On an ordered subscription a released event stays behind an earlier one of its key that is to be retried, and
+        later ones stay behind one that is released for a while, as behind a retry.
         """
         ...
 

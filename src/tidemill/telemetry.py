@@ -9,7 +9,7 @@
 | `delivery.lost` | warning | a running handler lost its lease: it is cancelled | subscription, message |
 | `delivery.late` | warning | a lease was lost: the outcome did not count | subscription, message |
 | `delivery.abandoned` | error | a handler did not end after it was cancelled | subscription, message, seconds |
-| `circuit.opened` | error | everything fails: one event at a time is tried, the rest waits | subscription, failures, error |
+| `circuit.opened` | error | everything fails: one at a time is tried, the rest waits | subscription, failures, error |
 | `circuit.closed` | warning | one of them succeeded: all goes on | subscription |
 | `settle.failed` | error | outcomes could not be recorded; it is tried again | subscription, count, error |
 | `fetch.failed` | error | nothing could be fetched; it is tried again | subscription, error |

@@ -13,7 +13,7 @@ from ...broker import Broker, Feed, Settlement, Subscription
 from ...message import Delivery, Message
 from ...outcome import Outcome
 from ...pipeline import Handle
-from ..stand_in import BrokerStandIn, FeedStandIn
+from ...stand_in import BrokerStandIn, FeedStandIn
 from .events import FileKept, NoteTaken, OrderPlaced, archive, notes, soon
 from .place import Place, message, store
 from .scenario import promise
