@@ -24,7 +24,7 @@ LAYERS = [
     ["telemetry", "broker"],
     ["pipeline", "context", "lanes", "watchdog", "steps", "threads"],
     ["handler"],
-    ["publisher", "consumer"],
+    ["publisher", "consumer", "dead_letters"],
     ["runtime"],
     ["service"],
     ["", "middleware", "brokers", "sql"],
