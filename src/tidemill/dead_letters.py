@@ -275,11 +275,8 @@ async def _resolve(
     if not by.strip() or not by.isprintable() or len(by) > 200:
         raise ConfigurationError(f"by={by!r:.80}: say who decides, in one line of at most 200 characters.")
     if isinstance(which, Filter):
-        if which.fits_everything and not everything:
-            raise ConfigurationError(
-                f"this would {action} every dead letter there is. Nothing was done. Say which: a subscription, a part "
-                "of the error, an age; or that everything is meant (everything=True, on the command line --all)."
-            )
+        if not everything:
+            refuse_everything(action, which)
         which = await survey(broker, which, limit=limit, clock=clock)
     numbers = which.numbers[:limit]
     report = Report(action=action, matched=len(numbers), dry_run=dry_run, groups=which.groups)
@@ -301,6 +298,15 @@ async def _resolve(
         if cancelled is not None:
             raise cancelled
     return report
+
+
+def refuse_everything(action: Resolve, which: Filter) -> None:
+    """Raise `ConfigurationError` where a filter fits every dead letter."""
+    if which.fits_everything:
+        raise ConfigurationError(
+            f"this would {action} every dead letter there is. Nothing was done. Say which: a subscription, a part of "
+            "the error, an age; or that everything is meant (everything=True, on the command line --all)."
+        )
 
 
 async def _to_the_end(
