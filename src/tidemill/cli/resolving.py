@@ -83,10 +83,14 @@ async def _meant(broker: Broker, order: Order) -> Survey:
 
 def _agreed(order: Order, found: Survey) -> bool:
     count = len(found.numbers)
-    if order.action == "replay" or order.yes or count <= 1 or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if order.action == "replay" or order.yes or count <= 1 or not _interactive():
         return True
     click.echo("\n".join(group_table(found.groups)), err=True)
     return click.confirm(f"Discard these {count:,} dead letters for good?", err=True)
+
+
+def _interactive() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 class _Line:
