@@ -313,7 +313,8 @@ def test_ctrl_c_says_what_was_done(project: Project) -> None:
     wait_until(lambda: len(letters(project)) < 200, "the first is replayed")
     running.send(signal.SIGINT)
     assert running.ends() == 130
-    done, left = (int(number) for number in re.findall(r"^(?:replayed )?(\d+) dead letters?", running.output, re.MULTILINE))
+    said = re.findall(r"^(?:replayed )?(\d+) dead letters?", running.output, re.MULTILINE)
+    done, left = map(int, said)
     assert done + left == 200
     assert left == len(letters(project))
 
