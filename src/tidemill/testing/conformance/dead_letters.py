@@ -367,6 +367,7 @@ async def a_discard_frees_a_parked_key(place: Place) -> None:
     feed, others = await _parked(place)
     await ack(feed, others)
     await store(broker, message(5, key="a"))
+    await nothing(feed)
     await _resolve(broker, "discard", *await broker.dead_letters())
     assert await _handle_all(place, feed, 3) == [3, 4, 5]
     status = await place.status("reader.all")
