@@ -7,10 +7,11 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from .broker import DEFAULT_URL, Broker, connect
-from .clock import Clock, SystemClock
+from .clock import Clock, SystemClock, ticking
 from .consumer import Consumer
 from .errors import ConfigurationError, Unsupported
 from .handler import HandlerSpec
@@ -75,8 +76,10 @@ class Runtime:
                     self.consumers.append(Consumer(spec, feed, self.clock, self._isolation))
                 await self._warn_of_orphans(specs)
             self._stack = stack.pop_all()
+            variables = copy_context()
+            variables.run(ticking.set, self.clock)
             for consumer in self.consumers:  # last, and without waiting for anything: nothing can fail behind it
-                consumer.start()
+                variables.run(consumer.start)
 
     async def drain(self, grace: float = GRACE) -> None:
         """Stop consuming, all subscriptions at once: see `Consumer.drain`."""
