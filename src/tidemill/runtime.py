@@ -20,6 +20,7 @@ from .publisher import Publisher
 from .telemetry import emit
 
 if TYPE_CHECKING:
+    from .chaos import Chaos
     from .service import Service
 
 GRACE = 25.0
@@ -41,12 +42,14 @@ class Runtime:
         clock: Clock | None = None,
         *,
         consume: bool = True,
+        chaos: Chaos | None = None,
     ) -> None:
         self.services = list(services)
-        self.broker = broker
+        self.broker = broker if chaos is None else chaos.broker(broker)
         self.clock: Clock = clock or SystemClock()
         self.consumers: list[Consumer] = []
         self._consume = consume
+        self._chaos = chaos
         self._isolation = Isolation()
         self._stack = AsyncExitStack()
         self._drained = False
@@ -57,6 +60,9 @@ class Runtime:
         Raises a `TidemillError` where anything of it is impossible; nothing stays open then.
         """
         specs = [spec for service in self.services for spec in service.handlers]
+        if self._chaos is not None:
+            self._chaos.tell()
+            specs = [self._chaos.handler(spec) for spec in specs]
         _refuse_shared_names(self.services, specs)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.broker.close)
@@ -126,7 +132,7 @@ async def run_until_signal(
     where the services cannot start.
     """
     clock = SystemClock()
-    runtime = Runtime(services, connect(url or default_url(), clock), clock)
+    runtime = Runtime(services, connect(url or default_url(), clock), clock, chaos=chaos_asked_for(clock))
     stop = asyncio.Event()
 
     def on_signal() -> None:
@@ -156,6 +162,15 @@ async def run_until_signal(
 def open_broker(broker: str | Broker | None, clock: Clock) -> Broker:
     """A broker as it is, or the one for a URL; by default `default_url()`."""
     return connect(broker or default_url(), clock) if isinstance(broker, str | None) else broker
+
+
+def chaos_asked_for(clock: Clock) -> Chaos | None:
+    """The faults that `$TIDEMILL_CHAOS` asks for. Raises `ConfigurationError` where that makes no sense."""
+    if not os.environ.get("TIDEMILL_CHAOS"):
+        return None
+    from .chaos import Chaos
+
+    return Chaos.from_environment(os.environ, clock)
 
 
 def _refuse_long_runs(broker: Broker, specs: Sequence[HandlerSpec]) -> None:
