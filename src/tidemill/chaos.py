@@ -39,7 +39,7 @@ REMEMBERED: Final = 10_000
 class Chaos:
     """What goes wrong, and how often: each operation fails with one probability, in one of the ways it can fail.
 
-    probability  of each publish, each fetch that brings something, each settling, and each acknowledgement.
+    probability  of each publish, each fetch, each settling, and each acknowledgement.
     seed         the same seed deals the same faults to the same operations, each kind counted for itself.
     """
 
@@ -148,11 +148,10 @@ class _ChaosFeed(FeedStandIn):
         self._chaos = chaos
 
     async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
-        deliveries = await self.real.fetch(limit, wait, max_bytes)
-        if deliveries and self._chaos.draw("fetch", "delay"):
-            # If this is cancelled, the feed has them still, and gives them back when it closes.
+        # Before, not after: what is given back meanwhile must not be overtaken by what is held here.
+        if self._chaos.draw("fetch", "delay"):
             await self._chaos.delay("fetch")
-        return deliveries
+        return await self.real.fetch(limit, wait, max_bytes)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         fault = self._chaos.draw("settle", "delay", "refuse", "forget")
