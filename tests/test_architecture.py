@@ -26,7 +26,7 @@ LAYERS = [
     ["gate"],
     ["handler", "stand_in"],
     ["attempt"],
-    ["publisher", "consumer", "dead_letters"],
+    ["publisher", "consumer", "dead_letters", "chaos"],
     ["runtime"],
     ["service"],
     ["", "middleware", "brokers", "sql"],
@@ -107,7 +107,11 @@ def faults(name: str, path: Path) -> Iterator[str]:
         elif unit(name) != unit(target):
             if RANK[unit(target)] >= RANK[unit(name)]:
                 yield f"{where}: imports point the other way"
-        elif unit(name) in ("brokers", "middleware") and name.split(".")[1:2] != target.split(".")[1:2]:
+        elif (
+            name != "middleware"
+            and unit(name) in ("brokers", "middleware")
+            and name.split(".")[1:2] != target.split(".")[1:2]
+        ):
             yield f"{where}: siblings keep apart"
         elif unit(name) == "cli" and name != "cli" and target != "cli" and is_command(modules()[target]):
             yield f"{where}: a command is no helper of another"

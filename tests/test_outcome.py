@@ -14,6 +14,7 @@ from tidemill.errors import (
     MAX_DELAY,
     DecodeError,
     FutureVersion,
+    ProcessDied,
     Reject,
     RetryAfter,
     TidemillError,
@@ -162,6 +163,7 @@ def test_only_some_are_retried() -> None:
     )  # in both: never wins
     assert policy.outcome_of(RetryAfter(90, "rate limit"), 1) == Retry(90.0, "rate limit")
     assert isinstance(policy.outcome_of(FutureVersion("2 > 1"), 1), Retry)  # a deployment is no error of the handler
+    assert isinstance(policy.outcome_of(ProcessDied("killed"), 1), Retry)
     assert policy.outcome_of(Reject("no address"), 1) == DeadLetter("no address")
 
 

@@ -92,8 +92,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
                timeout is one more exception: name `TimeoutError` if what took too long is to run again.
 
     Where an exception is in both `never` and `only`, as a subclass of a class in each, `never` wins. `RetryAfter` asks
-    for itself and is in neither, and an event from the future waits for a newer consumer whatever `only` says. A group
-    of exceptions is in `only` if all it holds are.
+    for itself and is in neither. What is no error of the handler's is retried whatever `only` says: an event from the
+    future, which waits for a newer consumer, and an attempt whose process died. A group of exceptions is in `only` if
+    all that it holds are.
 
     Raises `ValueError` or `TypeError` where a value makes no sense.
     """
@@ -123,7 +124,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
                 "base and no more than a year"
             )
         for name, classes in (("never", self.never), ("only", () if self.only is None else self.only)):
-            if not (isinstance(cast(object, classes), tuple) and all(map(_is_exception, classes))):
+            if not (isinstance(cast(object, classes), tuple) and all(map(is_exception, classes))):
                 raise TypeError(f"RetryPolicy({name}={classes!r}): give a tuple of exception classes")
         if self.only is not None:
             self._check_only(self.only)
@@ -162,7 +163,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         asked = error if isinstance(error, RetryAfter) else None
         if self.never and asked is None and not isinstance(error, ProcessDied) and isinstance(error, self.never):
             return DeadLetter(f"{describe(error)} (an error the policy never retries)")
-        if self.only is not None and asked is None and not _is_in(error, (*self.only, FutureVersion)):
+        if self.only is not None and asked is None and not is_one_of(error, (*self.only, FutureVersion, ProcessDied)):
             names = ", ".join([cls.__name__ for cls in self.only])
             return DeadLetter(f"{describe(error)} (an error the policy does not retry: only {names})")
         if attempt >= self.attempts:
@@ -213,12 +214,13 @@ def _only(error: BaseException) -> BaseException:
     return _only(inside[0]) if len(inside) == 1 else error
 
 
-def _is_in(error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:
+def is_one_of(error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:
+    """Whether an exception is of one of these classes, or is a group and all that it holds are."""
     if isinstance(error, classes):
         return True
     is_group = isinstance(error, BaseExceptionGroup)
     inside: tuple[BaseException, ...] = cast(Any, error).exceptions if is_group else ()
-    return bool(inside) and all(_is_in(each, classes) for each in inside)
+    return bool(inside) and all(is_one_of(each, classes) for each in inside)
 
 
 def _reason(error: Reject | RetryAfter) -> str:
@@ -226,5 +228,6 @@ def _reason(error: Reject | RetryAfter) -> str:
     return reason if isinstance(reason, str) else describe(error)
 
 
-def _is_exception(cls: object) -> bool:
+def is_exception(cls: object) -> bool:
+    """Whether it is a class of exceptions."""
     return isinstance(cls, type) and issubclass(cls, BaseException)

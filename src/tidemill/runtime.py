@@ -7,10 +7,11 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from .broker import DEFAULT_URL, Broker, connect
-from .clock import Clock, SystemClock
+from .clock import Clock, SystemClock, ticking
 from .consumer import Consumer
 from .errors import ConfigurationError, Unsupported
 from .handler import HandlerSpec
@@ -19,6 +20,7 @@ from .publisher import Publisher
 from .telemetry import emit
 
 if TYPE_CHECKING:
+    from .chaos import Chaos
     from .service import Service
 
 GRACE = 25.0
@@ -40,12 +42,14 @@ class Runtime:
         clock: Clock | None = None,
         *,
         consume: bool = True,
+        chaos: Chaos | None = None,
     ) -> None:
         self.services = list(services)
-        self.broker = broker
+        self.broker = broker if chaos is None else chaos.broker(broker)
         self.clock: Clock = clock or SystemClock()
         self.consumers: list[Consumer] = []
         self._consume = consume
+        self._chaos = chaos
         self._isolation = Isolation()
         self._stack = AsyncExitStack()
         self._drained = False
@@ -56,6 +60,9 @@ class Runtime:
         Raises a `TidemillError` where anything of it is impossible; nothing stays open then.
         """
         specs = [spec for service in self.services for spec in service.handlers]
+        if self._chaos is not None:
+            self._chaos.tell()
+            specs = [self._chaos.handler(spec) for spec in specs]
         _refuse_shared_names(self.services, specs)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.broker.close)
@@ -75,8 +82,10 @@ class Runtime:
                     self.consumers.append(Consumer(spec, feed, self.clock, self._isolation))
                 await self._warn_of_orphans(specs)
             self._stack = stack.pop_all()
+            variables = copy_context()
+            variables.run(ticking.set, self.clock)
             for consumer in self.consumers:  # last, and without waiting for anything: nothing can fail behind it
-                consumer.start()
+                variables.run(consumer.start)
 
     async def drain(self, grace: float = GRACE) -> None:
         """Stop consuming, all subscriptions at once: see `Consumer.drain`."""
@@ -123,7 +132,7 @@ async def run_until_signal(
     where the services cannot start.
     """
     clock = SystemClock()
-    runtime = Runtime(services, connect(url or default_url(), clock), clock)
+    runtime = Runtime(services, connect(url or default_url(), clock), clock, chaos=chaos_asked_for(clock))
     stop = asyncio.Event()
 
     def on_signal() -> None:
@@ -153,6 +162,15 @@ async def run_until_signal(
 def open_broker(broker: str | Broker | None, clock: Clock) -> Broker:
     """A broker as it is, or the one for a URL; by default `default_url()`."""
     return connect(broker or default_url(), clock) if isinstance(broker, str | None) else broker
+
+
+def chaos_asked_for(clock: Clock) -> Chaos | None:
+    """The faults that `$TIDEMILL_CHAOS` asks for. Raises `ConfigurationError` where that makes no sense."""
+    if not os.environ.get("TIDEMILL_CHAOS"):
+        return None
+    from .chaos import Chaos
+
+    return Chaos.from_environment(os.environ, clock)
 
 
 def _refuse_long_runs(broker: Broker, specs: Sequence[HandlerSpec]) -> None:

@@ -21,7 +21,7 @@ from .outcome import RetryPolicy
 from .pipeline import Middleware
 from .publisher import Publisher
 from .rate import Rate
-from .runtime import GRACE, Runtime, open_broker, run_until_signal
+from .runtime import GRACE, Runtime, chaos_asked_for, open_broker, run_until_signal
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -357,7 +357,8 @@ class Service(Generic[R]):
         grace    seconds running handlers have to finish at the end.
         """
         time = clock or SystemClock()
-        runtime = Runtime([self], open_broker(broker, time), time, consume=consume)
+        chaos = chaos_asked_for(time) if isinstance(broker, str | None) else None
+        runtime = Runtime([self], open_broker(broker, time), time, consume=consume, chaos=chaos)
         await runtime.start()
         try:
             yield self

@@ -13,6 +13,7 @@
 | `circuit.closed` | warning | one of them succeeded: all goes on | subscription |
 | `settle.failed` | error | outcomes could not be recorded; it is tried again | subscription, count, error |
 | `fetch.failed` | error | nothing could be fetched; it is tried again | subscription, error |
+| `chaos.enabled` | warning | faults happen on purpose: `$TIDEMILL_CHAOS` is set | probability, seed |
 | `subscription.orphaned` | warning | a durable subscription with a backlog has no handler | subscription, backlog |
 
 Acknowledged deliveries emit nothing: what happens a hundred thousand times a second is counted, not told.
@@ -39,6 +40,7 @@ LEVELS: dict[str, int] = {
     "circuit.closed": logging.WARNING,
     "settle.failed": logging.ERROR,
     "fetch.failed": logging.ERROR,
+    "chaos.enabled": logging.WARNING,
     "subscription.orphaned": logging.WARNING,
 }
 
