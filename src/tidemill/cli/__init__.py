@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tail": ("tidemill.cli.tail", "Show the messages of a topic without consuming them."),
     "status": ("tidemill.cli.status", "Show topics and how far each subscription is."),
     "dead-letters": ("tidemill.cli.dead_letters", "Look at the messages that subscriptions gave up on."),
+    "torture": ("tidemill.cli.torture", "Kill, pause and starve processes on a broker, and check what is left."),
     "diagram": ("tidemill.cli.diagram", "Draw how services, topics and handlers connect."),
 }
 """Every command: the module whose `command` it is, and its line in the list of commands."""
