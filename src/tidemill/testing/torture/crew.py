@@ -22,6 +22,9 @@ from .worker import DIED, NO_START, Job
 PATIENCE: Final = 30.0
 """Seconds a process may take to become ready, or to end when it was told to: more than any drain and any fault."""
 
+FULL_FOR: Final = 15.0
+"""Most seconds that a disk is kept full until a publish is refused: a storage writes where it has room, at first."""
+
 AFTERMATH: Final = 5.0
 """Seconds after a disk was full in which a process may still fail to start for want of room."""
 
@@ -326,18 +329,20 @@ class Crew:
             return
         refused = self.counts["refused"]
         self.tell("disk full", os.getpid())
-        self.disk.fill()
-        end = time.monotonic() + 0.5 + 1.5 * roll
+        end = time.monotonic() + FULL_FOR
+        hit = False
         while time.monotonic() < end:
+            self.disk.fill()  # again and again, as a storage may make room for itself
             self._disk_full = time.monotonic()
             await asyncio.sleep(0.05)
+            self.look()
+            if not hit and self.counts["refused"] > refused:
+                hit = True
+                end = time.monotonic() + 0.2 + 1.8 * roll
         self.disk.free()
         self._disk_full = time.monotonic()
         self.tell("disk free", os.getpid())
-        await asyncio.sleep(0.2)
-        self.look()
-        if self.counts["refused"] > refused:
-            self.hits[FaultKind.DISK_FULL] += 1
+        self.hits[FaultKind.DISK_FULL] += hit
 
 
 def _name(place: Place) -> str:

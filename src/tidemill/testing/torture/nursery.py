@@ -84,7 +84,7 @@ def main() -> None:
         module, _, function = mutant.partition(":")
         getattr(import_module(module), function)()
     decode = msgspec.json.Decoder(Job).decode
-    buffer: bytes = b""
+    buffer = bytearray()
     alive: set[int] = set()
     while True:
         readable, _, _ = select.select([0], [], [], 0.02)
@@ -93,9 +93,9 @@ def main() -> None:
             if not chunk:
                 break
             buffer += chunk
-            while b"\n" in buffer:
-                line, _, buffer = buffer.partition(b"\n")
-                pid = _fork(decode(line))
+            while (end := buffer.find(b"\n")) >= 0:
+                pid = _fork(decode(buffer[:end]))
+                del buffer[: end + 1]
                 alive.add(pid)
                 _tell(f"start {pid}")
         while alive:
