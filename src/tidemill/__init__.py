@@ -21,16 +21,19 @@ from .errors import (
 from .event import Json, Topic, event, upcast
 
 if TYPE_CHECKING:
+    from .circuit import Circuit
     from .context import Context
     from .message import Delivery, Failure, Message
     from .outcome import Ack, DeadLetter, Outcome, Release, Retry, RetryPolicy
     from .pipeline import Handle, Middleware
+    from .rate import Rate
     from .service import Service
 
 __all__ = [
     "Ack",
     "BrokerError",
     "BrokerUrlError",
+    "Circuit",
     "ConfigurationError",
     "Context",
     "DeadLetter",
@@ -46,6 +49,7 @@ __all__ = [
     "MissingExtra",
     "Outcome",
     "PublishError",
+    "Rate",
     "Reject",
     "Release",
     "Retry",
@@ -61,6 +65,7 @@ __all__ = [
 
 _LAZY = {
     "Ack": "outcome",
+    "Circuit": "circuit",
     "Context": "context",
     "DeadLetter": "outcome",
     "Delivery": "message",
@@ -69,6 +74,7 @@ _LAZY = {
     "Message": "message",
     "Middleware": "pipeline",
     "Outcome": "outcome",
+    "Rate": "rate",
     "Release": "outcome",
     "Retry": "outcome",
     "RetryPolicy": "outcome",

@@ -50,6 +50,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Order per key across consumers, through retries and crashes."""
     deduplication: Support = Support.NATIVE
     """A second publish of the same `(source, id)` within the retention is reported as a duplicate."""
+    longest_run: float | None = None
+    """Seconds after which a delivery is taken from a handler that still runs; None: it is kept as long as need be."""
     history: Support = Support.NATIVE
     """Reading what was handled: `read`, `trace`, subscriptions that start in the past."""
 
@@ -79,6 +81,13 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds after which the deliveries of a consumer that gave no sign of life go to another."""
     renamed_from: str | None = None
     """The name it had before: its backlog moves along."""
+    parks: bool = False
+    """Whether, after a dead letter, the later events of its key wait, uncharged, until it is replayed or discarded.
+    Of ordered subscriptions only."""
+
+
+Resolve: TypeAlias = Literal["replay", "discard"]
+"""What can be done about a dead letter."""
 
 
 class Status(StrEnum):
@@ -117,7 +126,7 @@ class SubscriptionStatus(msgspec.Struct, frozen=True, kw_only=True):
     retrying: int
     """Of the backlog: failed at least once, waiting or running again."""
     dead: int
-    """Dead letters kept."""
+    """Dead letters kept. None of them is in the backlog; what waits behind a parked one is."""
     oldest: int | None
     """When the oldest message of the backlog was published, in nanoseconds since 1970; None without a backlog."""
     consumers: int
@@ -151,6 +160,8 @@ class Inspection(msgspec.Struct, frozen=True):
 class DeadLettered(msgspec.Struct, frozen=True, kw_only=True):
     """A message a subscription gave up on."""
 
+    number: int
+    """What `Broker.resolve` takes: larger for what was given up later, and never used for another."""
     subscription: str
     message: Message
     reason: str
@@ -158,6 +169,31 @@ class DeadLettered(msgspec.Struct, frozen=True, kw_only=True):
     at: int
     """When it was given up: nanoseconds since 1970."""
     history: tuple[Failure, ...] = ()
+    """Every failed attempt, those before a replay included."""
+    parked: bool = False
+    """Whether the later events of its key wait until it is replayed or discarded."""
+
+
+class Resolution(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody decided about a dead letter: a line of the audit trail."""
+
+    number: int
+    """Larger for what was decided later."""
+    at: int
+    """When: nanoseconds since 1970."""
+    action: Resolve
+    by: str
+    """Who, as they called themselves."""
+    letter: int
+    """The dead letter's number."""
+    subscription: str
+    message_id: str
+    source: str
+    type: str
+    key: str | None
+    reason: str
+    """Why it had been given up."""
+    attempts: int
 
 
 class Fate(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,7 +260,8 @@ class Feed(Protocol):
         """Record outcomes. Returns the deliveries whose lease was lost: their outcome did not count.
 
         The one place that ends deliveries. Raises `BrokerError` if nothing was recorded; it is then safe to repeat.
-        On an ordered subscription a released event stays behind an earlier one of its key that is to be retried.
+        On an ordered subscription a released event stays behind an earlier one of its key that is to be retried, or
+        was given up where the subscription parks; and later ones stay behind one that is released for a while.
         """
         ...
 
@@ -286,8 +323,28 @@ class Broker(Protocol):
         """What is there, and how far each subscription is."""
         ...
 
-    async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
-        """The dead letters kept, oldest first; of one subscription if named."""
+    async def dead_letters(
+        self, subscription: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[DeadLettered]:
+        """The dead letters kept, oldest first; of one subscription if named.
+
+        The next `limit` after the number `after`, so that a long list is read in pages. With `None` all of them.
+        """
+        ...
+
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        """Replay or discard dead letters, all or none of them. Returns the numbers of those that were still there.
+
+        Each is a dead letter no more, and a line in the trail says that `by` decided so. A replayed one is pending
+        again for the subscription that had given up, and for no other: with its id and its history, counting
+        attempts from 1. On an ordered subscription it stays behind earlier events of its key that wait, and it is
+        delivered to no other feed while one holds later ones. What waited behind a parked one that is discarded
+        goes on; of a replayed one, when that is settled.
+        """
+        ...
+
+    async def resolutions(self, *, before: int | None = None, limit: int = 1000) -> list[Resolution]:
+        """The audit trail of `resolve`, newest last: the last `limit` lines, or the last before a number."""
         ...
 
     def read(self, topic: str, *, since: int | None = None, follow: bool = False) -> AsyncIterator[Message]:

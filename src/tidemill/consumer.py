@@ -26,6 +26,7 @@ from .attempt import Attempts
 from .broker import Feed, Settlement
 from .clock import Clock
 from .errors import BrokerError
+from .gate import Gate
 from .handler import HandlerSpec
 from .isolation import Isolation
 from .lanes import Lanes
@@ -63,6 +64,7 @@ class Consumer:
         self._clock = clock
         self._isolation = isolation or Isolation()
         self._isolation.join(lambda: self.running)
+        self._gate = Gate(self.name, spec.rate, spec.circuit, self._isolation, clock)
         self._min_window = 2 * spec.concurrency
         self._window = self._min_window
         self._open = 0
@@ -108,6 +110,16 @@ class Consumer:
         """The deliveries of those handlers, each with the time (nanoseconds since 1970) its timeout comes."""
         return [(running.delivery, running.deadline) for running in self._watchdog.running.values()]
 
+    @property
+    def held(self) -> bool:
+        """Whether events are here that only wait for time to pass: for the rate, or for the circuit's next probe."""
+        return self._gate.waiting and bool(self._ready) and not self._watchdog.running
+
+    @property
+    def circuit_open_since(self) -> int | None:
+        """Since when the circuit is open, in nanoseconds since 1970; None where it is closed."""
+        return self._gate.open_since
+
     def force(self) -> None:
         """Make a drain that is under way cancel what still runs."""
         self._force.set()
@@ -119,6 +131,7 @@ class Consumer:
         """
         self._stopping = True
         until = time.monotonic() + grace
+        self._gate.wake()
         if self._fetcher is not None:
             self._fetcher.cancel()
             await asyncio.wait([self._fetcher])
@@ -233,7 +246,7 @@ class Consumer:
                 waiter.set_result(None)
 
     async def _work(self) -> None:
-        ready, isolation = self._ready, self._isolation
+        ready, gate, isolation = self._ready, self._gate, self._isolation
         attempt, begin, end = self._attempts.run, self._feed.begin, self._feed.end
         count = 0
         while True:
@@ -242,21 +255,26 @@ class Consumer:
                 self._idle.append(waiter)
                 await waiter
                 continue
-            if isolation.active:
-                await isolation.over()
-                continue
+            if gate.shut or isolation.active:
+                await gate.enter()
+                if not ready:
+                    gate.unused()
+                    continue
             delivery = ready.popleft()
             alone: Callable[[], None] | None = None
             if delivery.history and delivery.history[-1].died:
                 if delivery.died:
+                    gate.unused()
                     self._finish(delivery, self._attempts.died(delivery))
                     continue
                 alone = await isolation.enter()
             if (alone is not None and self._stopping) or not begin(delivery):
                 if alone is not None:
                     alone()
+                gate.unused()
                 self._finish(delivery, RELEASE)
                 continue
+            turn = gate.turn
             variables = copy_context()
             coroutine = attempt(delivery)
             try:
@@ -265,11 +283,14 @@ class Consumer:
                 outcome: Outcome = done.value
             else:
                 running = self._watchdog.enter(delivery)
+                running.turn = turn
                 outcome = await self._continue(running, coroutine, variables, waiting_for)
                 if running.abandoned:
                     return  # another worker has taken this one's place, and the delivery is settled
             if alone is not None:
                 alone()
+            if gate.troubled or outcome is not ACK:
+                self._tell_gate(delivery, outcome, turn)
             if outcome is ACK and self._lanes is None:
                 self.handled += 1
                 end(delivery)
@@ -321,8 +342,20 @@ class Consumer:
         delivery = running.delivery
         emit("delivery.abandoned", subscription=self.name, message=delivery.message.id, seconds=ABANDON_AFTER)
         error = TimeoutError(f"the handler did not end within {ABANDON_AFTER:g} s of being cancelled")
-        self._finish(delivery, self._attempts.failed(delivery, error))
+        outcome = self._attempts.failed(delivery, error)
+        self._tell_gate(delivery, outcome, running.turn)
+        self._finish(delivery, outcome)
         self._add_worker()
+
+    def _tell_gate(self, delivery: Delivery, outcome: Outcome, turn: int) -> None:
+        # What is given up before its attempts run out (rejected, unreadable, of a kind that is never retried) says
+        # nothing of how others will fare, and neither does what a middleware returned.
+        charged = isinstance(outcome, Retry) or (
+            isinstance(outcome, DeadLetter) and delivery.attempt >= self.spec.retry.attempts
+        )
+        failure = delivery.history[-1] if charged and delivery.history else None
+        failed = failure is not None and failure.attempt == delivery.attempt
+        self._gate.ended(outcome, failure.error if failure is not None and failed else None, turn)
 
     def _tell(self, delivery: Delivery, outcome: Outcome) -> None:
         match outcome:

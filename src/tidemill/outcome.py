@@ -51,7 +51,20 @@ class DeadLetter(msgspec.Struct, frozen=True, tag=True):
 
 
 class Release(msgspec.Struct, frozen=True, tag=True):
-    """Given back untouched, as on shutdown. The attempt does not count."""
+    """Given back untouched, as on shutdown; with `after` it is not delivered again before that many seconds.
+
+    The attempt does not count. Raises `ValueError` unless `after` is between 0 and a year. The reason is kept as one
+    line of 500 characters.
+    """
+
+    after: float = 0.0
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.after <= MAX_DELAY:
+            raise ValueError(f"Release(after={self.after!r}): give seconds, from 0 to a year")
+        if self.reason:
+            _tidy(self)
 
 
 Outcome: TypeAlias = Ack | Retry | DeadLetter | Release
@@ -75,6 +88,12 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     factor     what each window is multiplied by (default 4).
     cap        longest delay, in seconds (default 900: a quarter of an hour; at most a year).
     never      exceptions that are permanent: dead letter at the first occurrence (default none).
+    only       the exceptions to retry; every other one is a dead letter at once (default None: all are retried). The
+               timeout is one more exception: name `TimeoutError` if what took too long is to run again.
+
+    Where an exception is in both `never` and `only`, as a subclass of a class in each, `never` wins. `RetryAfter` asks
+    for itself and is in neither, and an event from the future waits for a newer consumer whatever `only` says. A group
+    of exceptions is in `only` if all it holds are.
 
     Raises `ValueError` or `TypeError` where a value makes no sense.
     """
@@ -85,8 +104,15 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     factor: float = 4.0
     cap: float = 900.0
     never: tuple[type[BaseException], ...] = ()
+    only: tuple[type[BaseException], ...] | None = None
 
     def __post_init__(self) -> None:
+        for name, count in (("attempts", self.attempts), ("immediate", self.immediate)):
+            if type(count) is not int:
+                raise TypeError(f"RetryPolicy({name}={count!r}): give a whole number")
+        for name, number in (("base", self.base), ("factor", self.factor), ("cap", self.cap)):
+            if type(number) is bool or not isinstance(cast(object, number), int | float):
+                raise TypeError(f"RetryPolicy({name}={number!r}): give a number")
         if self.attempts < 1:
             raise ValueError(f"RetryPolicy(attempts={self.attempts}): at least 1, as the first run counts")
         # Written so that NaN fails too.
@@ -96,8 +122,21 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
                 f"cap={self.cap}): immediate must be 0 or more, base above 0, factor 1 or more, cap no less than "
                 "base and no more than a year"
             )
-        if not (isinstance(cast(object, self.never), tuple) and all(map(_is_exception, self.never))):
-            raise TypeError(f"RetryPolicy(never={self.never!r}): give a tuple of exception classes")
+        for name, classes in (("never", self.never), ("only", () if self.only is None else self.only)):
+            if not (isinstance(cast(object, classes), tuple) and all(map(_is_exception, classes))):
+                raise TypeError(f"RetryPolicy({name}={classes!r}): give a tuple of exception classes")
+        if self.only is not None:
+            self._check_only(self.only)
+
+    def _check_only(self, only: tuple[type[BaseException], ...]) -> None:
+        if not only:
+            raise ValueError("RetryPolicy(only=()): that retries nothing. Write attempts=1 if that is meant")
+        for cls in only:
+            if cls in self.never:
+                raise ValueError(
+                    f"RetryPolicy(never=…, only=…): {cls.__name__} is in both, and cannot be retried and given up at "
+                    "once. Take it out of one of them"
+                )
 
     def delay(self, attempt: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
         """Seconds to wait after failed attempt number `attempt` (1 is the first)."""
@@ -123,6 +162,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         asked = error if isinstance(error, RetryAfter) else None
         if self.never and asked is None and not isinstance(error, ProcessDied) and isinstance(error, self.never):
             return DeadLetter(f"{describe(error)} (an error the policy never retries)")
+        if self.only is not None and asked is None and not _is_in(error, (*self.only, FutureVersion)):
+            names = ", ".join([cls.__name__ for cls in self.only])
+            return DeadLetter(f"{describe(error)} (an error the policy does not retry: only {names})")
         if attempt >= self.attempts:
             return DeadLetter(f"{describe(error)} (attempt {attempt} of {self.attempts})")
         if asked is not None:
@@ -158,7 +200,7 @@ def _is_storable(char: str) -> bool:
     return char.isprintable() or not (char < " " or "\x7f" <= char < "\xa0" or "\ud800" <= char <= "\udfff")
 
 
-def _tidy(outcome: Retry | DeadLetter) -> None:
+def _tidy(outcome: Retry | DeadLetter | Release) -> None:
     reason = cast(object, outcome.reason)
     tidy = one_line(reason if isinstance(reason, str) else str(reason))
     if tidy is not reason:
@@ -169,6 +211,14 @@ def _only(error: BaseException) -> BaseException:
     is_group = isinstance(error, BaseExceptionGroup)
     inside: tuple[BaseException, ...] = cast(Any, error).exceptions if is_group else ()
     return _only(inside[0]) if len(inside) == 1 else error
+
+
+def _is_in(error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:
+    if isinstance(error, classes):
+        return True
+    is_group = isinstance(error, BaseExceptionGroup)
+    inside: tuple[BaseException, ...] = cast(Any, error).exceptions if is_group else ()
+    return bool(inside) and all(_is_in(each, classes) for each in inside)
 
 
 def _reason(error: Reject | RetryAfter) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .broker import DEFAULT_URL, Broker, connect
 from .clock import Clock, SystemClock
 from .consumer import Consumer
-from .errors import ConfigurationError
+from .errors import ConfigurationError, Unsupported
 from .handler import HandlerSpec
 from .isolation import Isolation
 from .publisher import Publisher
@@ -60,6 +60,7 @@ class Runtime:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.broker.close)
             await self.broker.open()
+            _refuse_long_runs(self.broker, specs)
             publisher = Publisher(self.broker)
             stack.push_async_callback(publisher.close)
             for topic in {spec.topic.name: spec.topic for spec in specs}.values():
@@ -152,6 +153,18 @@ async def run_until_signal(
 def open_broker(broker: str | Broker | None, clock: Clock) -> Broker:
     """A broker as it is, or the one for a URL; by default `default_url()`."""
     return connect(broker or default_url(), clock) if isinstance(broker, str | None) else broker
+
+
+def _refuse_long_runs(broker: Broker, specs: Sequence[HandlerSpec]) -> None:
+    longest = broker.capabilities.longest_run
+    for spec in specs:
+        if longest is not None and (spec.timeout is None or spec.timeout > longest):
+            timeout = "no timeout" if spec.timeout is None else f"a timeout of {spec.timeout:g} s"
+            raise Unsupported(
+                f"{spec.subscription.name} has {timeout}, and {broker.url} takes events away from handlers that run "
+                f"for longer than {longest:g} s: they would run twice at once. Nothing was started. "
+                f"Give @service.on(timeout={longest:g}) or less."
+            )
 
 
 def _refuse_shared_names(services: Sequence[Service[Any]], specs: Sequence[HandlerSpec]) -> None:

@@ -9,16 +9,18 @@ from types import UnionType
 from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 from .broker import Broker, Subscription
+from .circuit import Circuit
 from .clock import Clock, SystemClock
 from .codec import to_message
 from .context import Context, current
-from .errors import ConfigurationError, DefinitionError
+from .errors import MAX_DELAY, ConfigurationError, DefinitionError
 from .event import Topic, check_name, event_type, where
 from .handler import HandlerSpec, events_of
 from .message import Message
 from .outcome import RetryPolicy
 from .pipeline import Middleware
 from .publisher import Publisher
+from .rate import Rate
 from .runtime import GRACE, Runtime, open_broker, run_until_signal
 
 R = TypeVar("R")
@@ -30,6 +32,7 @@ E = TypeVar("E")
 Result = TypeVar("Result")
 
 _DEFAULT_RETRY = RetryPolicy()
+_DEFAULT_CIRCUIT = Circuit()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = 2**63 - 1
 
@@ -41,6 +44,8 @@ class HandlerOptions(TypedDict, total=False):
     retry: RetryPolicy
     timeout: float | timedelta | None
     concurrency: int
+    rate: Rate | None
+    circuit: Circuit | None
     ordered: bool | None
     start: Literal["now", "beginning"] | datetime
     renamed_from: str | None
@@ -119,6 +124,8 @@ class Service(Generic[R]):
         retry: RetryPolicy = _DEFAULT_RETRY,
         timeout: float | timedelta | None = 60.0,
         concurrency: int = 16,
+        rate: Rate | None = None,
+        circuit: Circuit | None = _DEFAULT_CIRCUIT,
         ordered: bool | None = None,
         start: Literal["now", "beginning"] | datetime = "now",
         renamed_from: str | None = None,
@@ -135,6 +142,9 @@ class Service(Generic[R]):
         timeout       seconds (or a timedelta) one attempt may take; None for no limit. Default 60. The handler is
                       cancelled then, which counts as a failed attempt; a `def` handler runs on in its thread.
         concurrency   most events handled at once in one process. Default 16.
+        rate          most handlers that begin in a time, in one process: `Rate(100)`. Default: no limit.
+        circuit       when everything fails, events wait uncharged while one at a time is tried: see `Circuit`, which
+                      opens after 20 failures in a row by default. None: every event goes through its retries.
         ordered       one event of a key at a time, in order (G6). Default: whether the topic has a key.
         start         where a *new* subscription begins: `"now"` (the default: adding a handler does not repeat the
                       past), `"beginning"`, or a point in time. An existing one goes on where it was.
@@ -146,10 +156,15 @@ class Service(Generic[R]):
         """
         topic, classes = events_of(events)
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        if seconds is not None and seconds <= 0:
-            raise DefinitionError(f"@on(timeout={timeout!r}): give more than 0 seconds, or None for no limit.")
-        if concurrency < 1:
-            raise DefinitionError(f"@on(concurrency={concurrency!r}): give at least 1.")
+        if seconds is not None and not (0 < seconds <= MAX_DELAY):  # written so that NaN fails too
+            raise DefinitionError(
+                f"@on(timeout={timeout!r}): give more than 0 seconds and at most a year, or None for no limit."
+            )
+        if type(cast(object, concurrency)) is not int or concurrency < 1:
+            raise DefinitionError(f"@on(concurrency={concurrency!r}): give a whole number, at least 1.")
+        for option, value, kind in (("retry", retry, RetryPolicy), ("rate", rate, Rate), ("circuit", circuit, Circuit)):
+            if not isinstance(value, kind) and (value is not None or option == "retry"):
+                raise DefinitionError(f"@on({option}={value!r}): give a {kind.__name__}, as in {kind.__name__}(...).")
         if ordered and topic.key is None:
             raise DefinitionError(
                 f"@on(ordered=True): topic {topic.name!r} has no key to be ordered by. Declare it as "
@@ -191,6 +206,8 @@ class Service(Generic[R]):
                 retry=retry,
                 timeout=seconds,
                 concurrency=concurrency,
+                rate=rate,
+                circuit=circuit,
                 use=tuple(use),
             )
             self.handlers.append(spec)
@@ -276,6 +293,32 @@ class Service(Generic[R]):
         if due > _LATEST:
             raise ValueError("brokers keep time in 64 bits of nanoseconds, which end in the year 2262")
         return due
+
+    # --------------------------------------------------------------- pausing
+
+    async def pause(self, handler: str) -> None:
+        """Let no consumer of a handler's subscription, in any process, begin anything more until `resume`.
+
+        What runs finishes, what waits goes back uncharged, and the events that come meanwhile wait. It survives
+        restarts. Raises `ConfigurationError` where the service does not run or has no such handler.
+
+        handler  its name: the function's, or the one given with `name=`.
+        """
+        await self._set_paused(handler, True)
+
+    async def resume(self, handler: str) -> None:
+        """Let the consumers of a paused subscription go on. Where it was not paused, nothing changes."""
+        await self._set_paused(handler, False)
+
+    async def _set_paused(self, handler: str, paused: bool) -> None:
+        if self._publisher is None:
+            raise _not_running(self, "cannot pause or resume")
+        names = [spec.subscription.name for spec in self.handlers]
+        name = f"{self.name}.{handler}"
+        if name not in names:
+            known = ", ".join(one.partition(".")[2] for one in names) or "none"
+            raise ConfigurationError(f"service {self.name!r} has no handler {handler!r}. It has: {known}.")
+        await self._publisher.broker.pause(name, paused)
 
     # --------------------------------------------------------------- running
 

@@ -9,6 +9,8 @@
 | `delivery.lost` | warning | a running handler lost its lease: it is cancelled | subscription, message |
 | `delivery.late` | warning | a lease was lost: the outcome did not count | subscription, message |
 | `delivery.abandoned` | error | a handler did not end after it was cancelled | subscription, message, seconds |
+| `circuit.opened` | error | everything fails: one at a time is tried, the rest waits | subscription, failures, error |
+| `circuit.closed` | warning | one of them succeeded: all goes on | subscription |
 | `settle.failed` | error | outcomes could not be recorded; it is tried again | subscription, count, error |
 | `fetch.failed` | error | nothing could be fetched; it is tried again | subscription, error |
 | `subscription.orphaned` | warning | a durable subscription with a backlog has no handler | subscription, backlog |
@@ -33,6 +35,8 @@ LEVELS: dict[str, int] = {
     "delivery.lost": logging.WARNING,
     "delivery.late": logging.WARNING,
     "delivery.abandoned": logging.ERROR,
+    "circuit.opened": logging.ERROR,
+    "circuit.closed": logging.WARNING,
     "settle.failed": logging.ERROR,
     "fetch.failed": logging.ERROR,
     "subscription.orphaned": logging.WARNING,

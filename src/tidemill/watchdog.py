@@ -23,7 +23,7 @@ Why: TypeAlias = Literal["timeout", "drain", "lost"]
 class Running:
     """A handler that is waiting for something."""
 
-    __slots__ = ("abandoned", "cancelled_for", "deadline", "delivery", "task")
+    __slots__ = ("abandoned", "cancelled_for", "deadline", "delivery", "task", "turn")
 
     def __init__(self, delivery: Delivery, task: asyncio.Task[Any], deadline: int | None) -> None:
         self.delivery = delivery
@@ -31,6 +31,8 @@ class Running:
         self.deadline = deadline
         self.cancelled_for: Why | None = None
         self.abandoned = False
+        self.turn = 0
+        """The gate's, in which it began."""
 
     def cancel(self, reason: Why) -> None:
         """Cancel it, once."""

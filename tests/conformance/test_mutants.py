@@ -25,9 +25,9 @@ from tidemill.broker import (
 )
 from tidemill.ids import new_id
 from tidemill.message import Delivery, Message
-from tidemill.outcome import ACK, Ack, Outcome, Release, Retry
+from tidemill.outcome import ACK, RELEASE, Ack, Outcome, Release, Retry
+from tidemill.stand_in import BrokerStandIn, FeedStandIn
 from tidemill.testing.conformance import PROMISES, SCENARIOS, CannotRun, Place, perform, table
-from tidemill.testing.stand_in import BrokerStandIn, FeedStandIn
 
 PATIENCE = 0.7
 
@@ -64,6 +64,12 @@ class ChargesReleases(WithFeed):
             return await self.real.settle(
                 [(d, Retry(0, "released") if isinstance(o, Release) else o) for d, o in settlements]
             )
+
+
+class ReleasesAtOnce(WithFeed):
+    class feed(FeedStandIn):
+        async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
+            return await self.real.settle([(d, RELEASE if isinstance(o, Release) else o) for d, o in settlements])
 
 
 class ForgetsAttempts(WithFeed):
@@ -251,6 +257,10 @@ CAUGHT_BY: list[tuple[type[BrokerStandIn], str]] = [
     (LosesReleases, "stopping_and_starting_repeats_nothing"),
     (ChargesReleases, "a_release_is_not_charged"),
     (ChargesReleases, "running_handlers_finish_and_the_rest_is_given_back"),
+    (ChargesReleases, "a_delayed_release_waits_uncharged"),
+    (ReleasesAtOnce, "a_delayed_release_waits_uncharged"),
+    (ReleasesAtOnce, "a_key_waits_for_a_delayed_release"),
+    (IgnoresOrder, "a_key_waits_for_a_delayed_release"),
     (ForgetsAttempts, "a_retry_comes_back_with_its_history"),
     (ForgetsAttempts, "attempts_run_out"),
     (RetriesAtOnce, "a_retry_waits_for_its_delay"),

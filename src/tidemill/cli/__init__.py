@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "publish": ("tidemill.cli.publish", "Publish events from JSON Lines."),
     "tail": ("tidemill.cli.tail", "Show the messages of a topic without consuming them."),
     "status": ("tidemill.cli.status", "Show topics and how far each subscription is."),
+    "pause": ("tidemill.cli.pause", "Let the events of subscriptions wait."),
+    "resume": ("tidemill.cli.resume", "Let paused subscriptions go on."),
     "dead-letters": ("tidemill.cli.dead_letters", "Look at the messages that subscriptions gave up on."),
     "torture": ("tidemill.cli.torture", "Kill, pause and starve processes on a broker, and check what is left."),
     "diagram": ("tidemill.cli.diagram", "Draw how services, topics and handlers connect."),

@@ -179,10 +179,11 @@ class Mill:
         while True:
             await self._turns()
             left = deadline - time.monotonic()
-            if self._broker.active():
+            held = self._held()
+            if self._broker.active() and not held:
                 if left <= 0 or not await self._progress(left):
                     raise self._not_settled(within, begun)
-            elif self._broker.delayed():
+            elif self._broker.delayed() or held:
                 if left <= 0:
                     raise self._not_settled(within, begun)
                 due = self._clock.next_due()
@@ -218,7 +219,7 @@ class Mill:
         while True:
             steps = self._record.steps
             await self._turns()
-            if not self._broker.active():
+            if not self._broker.active() or self._held():
                 return
             if time.monotonic() >= deadline:
                 raise self._not_settled(within, begun)
@@ -230,6 +231,10 @@ class Mill:
             if not await self._progress(patience):
                 self._hanging = working
                 return
+
+    def _held(self) -> bool:
+        """Whether what is ready waits for time to pass, as for a rate or an open circuit, and nothing is at work."""
+        return not self._at_work() and any(consumer.held for consumer in self._runtime.consumers)
 
     async def _turns(self) -> None:
         """Let everybody take some steps."""

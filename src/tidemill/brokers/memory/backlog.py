@@ -55,12 +55,12 @@ class Stream:
 class Key:
     """Where the events of one key are, on an ordered subscription."""
 
-    __slots__ = ("holder", "in_flight", "retrying", "waiting")
+    __slots__ = ("delayed", "holder", "in_flight", "waiting")
 
     def __init__(self, holder: int) -> None:
         self.holder = holder
         self.in_flight = 0
-        self.retrying = False
+        self.delayed = 0
         self.waiting: list[Delivery] = []
 
 
@@ -134,7 +134,7 @@ class Backlog:
                 state = self.keys.get(key)
                 if state is None:
                     state = self.keys[key] = Key(feed)
-                elif state.retrying or state.waiting or state.holder != feed:
+                elif state.delayed or state.waiting or state.holder != feed:
                     state.waiting.append(delivery)
                     continue
                 state.in_flight += 1
@@ -171,11 +171,7 @@ class Backlog:
                 self._remember(delivery, "acked")
             case Retry():
                 self.retried += 1
-                again = _again(delivery, delivery.attempt + 1)
-                self.delayed[again.position] = again
-                if key is not None:
-                    self.keys[key].retrying = True
-                self._clock.call_later(outcome.after, partial(self._due, again))
+                self._delay(_again(delivery, delivery.attempt + 1), outcome.after, key)
             case DeadLetter():
                 self.dead.append(
                     DeadLettered(
@@ -190,10 +186,18 @@ class Backlog:
                 self._remember(delivery, "dead", outcome.reason)
             case Release():
                 again = _again(delivery, delivery.attempt)
-                if key is not None:
+                if outcome.after > 0 and (key is None or not self.keys[key].delayed):
+                    self._delay(again, outcome.after, key)
+                elif key is not None:
                     self.keys[key].waiting.append(again)
                 else:
                     self.ready.appendleft(again)
+
+    def _delay(self, delivery: Delivery, seconds: float, key: str | None) -> None:
+        self.delayed[delivery.position] = delivery
+        if key is not None:
+            self.keys[key].delayed += 1
+        self._clock.call_later(seconds, partial(self._due, delivery))
 
     def _due(self, delivery: Delivery) -> None:
         if self.delayed.pop(delivery.position, None) is None:
@@ -203,15 +207,15 @@ class Backlog:
             self.ready.append(delivery)
         else:
             state = self.keys[key]
-            state.retrying = False
+            state.delayed -= 1
             state.waiting.append(delivery)
             self._let_go(key, state)
         self.wake()
         self.progressed()
 
     def _let_go(self, key: str, state: Key) -> None:
-        """Once nothing of a key is in flight or to be retried, what waited is ready: first in, first out."""
-        if state.in_flight or state.retrying:
+        """Once nothing of a key is in flight or waits for a time, what waited is ready: first in, first out."""
+        if state.in_flight or state.delayed:
             return
         del self.keys[key]
         state.waiting.sort(key=lambda delivery: delivery.position)

@@ -429,8 +429,10 @@ class SqliteBroker:
     async def inspect(self) -> Inspection:
         return await self._look_into(inspection.inspect, self._prefix)
 
-    async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
-        return await self._look_into(inspection.dead_letters, self._prefix, subscription)
+    async def dead_letters(
+        self, subscription: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[DeadLettered]:
+        return await self._look_into(inspection.dead_letters, self._prefix, subscription, after, limit)
 
     async def trace(self, correlation_id: str) -> Trace:
         return await self._look_into(inspection.trace, self._prefix, correlation_id)

@@ -343,8 +343,9 @@ class SqliteFeed:
                 plan.exceptional.append(Exceptional(seq, slot, key, delivery.attempt, due, history, False, False))
             case Release():
                 history = pack_history(delivery.history)
+                due = plan.now + round(outcome.after * 1e9) if outcome.after else 0
                 failed = delivery.attempt - 1
-                plan.exceptional.append(Exceptional(seq, slot, key, failed, 0, history, True, delivery.died))
+                plan.exceptional.append(Exceptional(seq, slot, key, failed, due, history, True, delivery.died))
         if key is not None and isinstance(outcome, Ack | DeadLetter):
             plan.freed.add(key)
 

@@ -60,20 +60,29 @@ def inspect(reader: sqlite3.Connection, prefix: str) -> Inspection:
     return Inspection(sorted(topics, key=lambda topic: topic.name), subscriptions)
 
 
-def dead_letters(reader: sqlite3.Connection, prefix: str, subscription: str | None) -> list[DeadLettered]:
-    """The dead letters kept, oldest first."""
+def dead_letters(
+    reader: sqlite3.Connection, prefix: str, subscription: str | None, after: int, limit: int | None
+) -> list[DeadLettered]:
+    """The dead letters kept, oldest first: the next `limit` after a number, or all."""
     strip = len(prefix)
+    parameters = {
+        "prefix": prefix,
+        "subscription": None if subscription is None else prefix + subscription,
+        "after": after,
+        "most": -1 if limit is None else limit,
+    }
     return [
         DeadLettered(
+            number=row[15],
             subscription=row[13][strip:],
             message=to_message(row, row[14][strip:]),
-            reason=row[15],
-            attempts=row[16],
-            at=row[17],
-            history=unpack_history(row[18]),
+            reason=row[16],
+            attempts=row[17],
+            at=row[18],
+            history=unpack_history(row[19]),
+            parked=bool(row[20]),
         )
-        for row in reader.execute(SQL["dead_letters"]).fetchall()
-        if is_in(row[13], prefix) and subscription in (None, row[13][strip:])
+        for row in reader.execute(SQL["dead_letters"], parameters)
     ]
 
 

@@ -123,12 +123,8 @@ update tidemill_exception set due = null where subscription = :subscription and 
 insert or replace into tidemill_recovered (subscription, seq, attempts, history) values (?, ?, ?, ?)
 
 -- name: put_dead_letter
-insert or replace into tidemill_dead_letter
-    (subscription, seq, id, source, type, version, time, key, correlation, causation, content_type, extensions, body,
-     reason, attempts, at, history)
-select :subscription, seq, id, source, type, version, time, key, correlation, causation, content_type, extensions, body,
-       :reason, :attempts, :at, :history
-from tidemill_log where seq = :seq
+insert or replace into tidemill_dead_letter (subscription, seq, reason, attempts, at, history)
+values (:subscription, :seq, :reason, :attempts, :at, :history)
 
 -- name: join
 insert into tidemill_consumer (subscription, owner, lease) values (?, ?, ?)
@@ -237,8 +233,10 @@ where l.topic = :topic and l.seq > (select min(position) from tidemill_slot wher
   and l.seq > s.position and (:types is null or l.type in (select value from json_each(:types)))
 
 -- name: exceptions
+-- Without parked ones, which count as dead letters.
 select count(*), sum(x.attempts > 0), min(l.stored)
-from tidemill_exception x join tidemill_log l on l.seq = x.seq where x.subscription = ?
+from tidemill_exception x join tidemill_log l on l.seq = x.seq
+where x.subscription = ? and (x.due is null or x.due < 1 << 62)
 
 -- name: count_dead
 select count(*) from tidemill_dead_letter where subscription = ?
@@ -247,11 +245,15 @@ select count(*) from tidemill_dead_letter where subscription = ?
 select count(*) from tidemill_consumer where subscription = ? and lease > ?
 
 -- name: dead_letters
-select d.seq, 0, d.id, d.source, d.type, d.time, d.body, d.version, d.key, d.correlation, d.causation, d.content_type,
-       d.extensions, s.name, t.name, d.reason, d.attempts, d.at, d.history
-from tidemill_dead_letter d join tidemill_subscription s on s.id = d.subscription
+-- The next few after a number, of one subscription or of all of a namespace (its name's prefix).
+select l.seq, l.slot, l.id, l.source, l.type, l.time, l.body, l.version, l.key, l.correlation, l.causation,
+       l.content_type, l.extensions, s.name, t.name, d.n, d.reason, d.attempts, d.at, d.history,
+       exists (select 1 from tidemill_exception x where x.subscription = d.subscription and x.seq = d.seq)
+from tidemill_dead_letter d join tidemill_log l on l.seq = d.seq join tidemill_subscription s on s.id = d.subscription
      join tidemill_topic t on t.id = s.topic
-order by d.n
+where d.n > :after and (s.name = :subscription or :subscription is null)
+  and substr(s.name, 1, length(:prefix)) = :prefix and instr(substr(s.name, length(:prefix) + 1), '/') = 0
+order by d.n limit :most
 
 -- name: read
 select seq, slot, id, source, type, time, body, version, key, correlation, causation, content_type, extensions
@@ -285,7 +287,7 @@ select l.seq, l.stored,
 from tidemill_log l where l.topic = :topic and l.seq > :after order by l.seq limit 500
 
 -- name: purge
--- The log's last event always stays: the next seq is counted from it, and positions must never run ahead.
+-- What a dead letter refers to stays: see the trigger. The log's last event always stays: the next seq is counted from it, and positions must never run ahead.
 delete from tidemill_log where seq = ? and seq < (select max(seq) from tidemill_log)
 
 -- name: purge_recovered

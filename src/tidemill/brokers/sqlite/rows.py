@@ -16,6 +16,9 @@ processes can share a subscription."""
 ALL_SLOTS = (1 << SLOTS) - 1
 JSON = "application/json"
 
+NEVER = 1 << 62
+"""When a parked event is due: in the year 2116, so not before somebody replays it."""
+
 _encode = msgspec.json.Encoder().encode
 _extensions = msgspec.json.Decoder(dict[str, str]).decode
 _history = msgspec.json.Decoder(tuple[Failure, ...]).decode

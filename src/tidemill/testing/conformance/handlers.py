@@ -13,7 +13,7 @@ from ...broker import Broker, Feed, Settlement, Subscription
 from ...message import Delivery, Message
 from ...outcome import Outcome
 from ...pipeline import Handle
-from ..stand_in import BrokerStandIn, FeedStandIn
+from ...stand_in import BrokerStandIn, FeedStandIn
 from .events import FileKept, NoteTaken, OrderPlaced, archive, notes, soon
 from .place import Place, message, store
 from .scenario import promise
@@ -280,7 +280,7 @@ async def whatever_a_handler_raises_is_settled(place: Place) -> None:
     service = Service("shop")
     done: Counter[int] = Counter()
 
-    @service.on(NoteTaken, retry=soon(3))
+    @service.on(NoteTaken, retry=soon(3), circuit=None)
     async def note(event: NoteTaken, ctx: Context) -> None:
         number = event.number % len(errors)
         if ctx.attempt == 1:
@@ -388,7 +388,7 @@ async def handlers_of_one_event_do_not_disturb_each_other(place: Place) -> None:
     async def works(event: OrderPlaced) -> None:
         good.append(event.number)
 
-    @service.on(OrderPlaced, retry=soon(2))
+    @service.on(OrderPlaced, retry=soon(2), circuit=None)
     async def fails(event: OrderPlaced) -> None:
         raise OSError("always")
 

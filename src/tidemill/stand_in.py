@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from ..broker import (
+from .broker import (
     Broker,
     Capabilities,
     DeadLettered,
@@ -17,7 +17,7 @@ from ..broker import (
     TopicSpec,
     Trace,
 )
-from ..message import Delivery, Message
+from .message import Delivery, Message
 
 
 class BrokerStandIn:
