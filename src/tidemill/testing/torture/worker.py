@@ -25,8 +25,9 @@ from ...message import Delivery
 from ...outcome import Ack, DeadLetter, Outcome, Release, Retry
 from ...runtime import run_until_signal
 from ...service import Service
+from ...stand_in import BrokerStandIn, FeedStandIn
 from ..history import Fact, Log
-from ..stand_in import BrokerStandIn, FeedStandIn
+
 from .plan import POISON, RAW, FaultKind, Kind, Plan, id_of, parts
 from .steps import code, message
 
