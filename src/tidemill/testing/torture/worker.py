@@ -27,7 +27,6 @@ from ...runtime import run_until_signal
 from ...service import Service
 from ...stand_in import BrokerStandIn, FeedStandIn
 from ..history import Fact, Log
-
 from .plan import POISON, RAW, FaultKind, Kind, Plan, id_of, parts
 from .steps import code, message
 
