@@ -70,7 +70,7 @@ class Consumer:
         self._open = 0
         self._open_bytes = 0
         self._ready: deque[Delivery] = deque()
-        self._lanes = Lanes() if spec.subscription.ordered else None
+        self._lanes = Lanes(spec.subscription.parks) if spec.subscription.ordered else None
         self._outcomes: list[Settlement] = []
         self._watchdog = Watchdog(clock, spec.timeout, self._abandon)
         self._attempts = Attempts(spec, self._watchdog, clock, lambda: self._stopping)

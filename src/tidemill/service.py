@@ -49,6 +49,7 @@ class HandlerOptions(TypedDict, total=False):
     ordered: bool | None
     start: Literal["now", "beginning"] | datetime
     renamed_from: str | None
+    after_dead_letter: Literal["continue", "park"]
     use: Iterable[Middleware]
 
 
@@ -129,6 +130,7 @@ class Service(Generic[R]):
         ordered: bool | None = None,
         start: Literal["now", "beginning"] | datetime = "now",
         renamed_from: str | None = None,
+        after_dead_letter: Literal["continue", "park"] = "continue",
         use: Iterable[Middleware] = (),
     ) -> Any:
         """Declare a handler: `@service.on(PaymentConfirmed)`. The function is returned unchanged.
@@ -149,6 +151,11 @@ class Service(Generic[R]):
         start         where a *new* subscription begins: `"now"` (the default: adding a handler does not repeat the
                       past), `"beginning"`, or a point in time. An existing one goes on where it was.
         renamed_from  the full name this subscription had before; its backlog moves along.
+        after_dead_letter
+                      what becomes of a key after one of its events was given up (G6): its later events are handled
+                      (`"continue"`, the default: one bad event must not stop the rest), or wait, uncharged, until
+                      that one is replayed or discarded (`"park"`: for events that make no sense without it). Other
+                      keys go on either way.
         use           middlewares around this handler, outermost first.
 
         Raises `DefinitionError` where the function's annotation disagrees with the events, a chain of upcasters has
@@ -169,6 +176,17 @@ class Service(Generic[R]):
             raise DefinitionError(
                 f"@on(ordered=True): topic {topic.name!r} has no key to be ordered by. Declare it as "
                 f"Topic({topic.name!r}, key=...)."
+            )
+        by_key = topic.key is not None if ordered is None else ordered
+        if after_dead_letter not in ("continue", "park"):
+            raise DefinitionError(f'@on(after_dead_letter={after_dead_letter!r}): give "continue" or "park".')
+        if after_dead_letter == "park" and not by_key:
+            way_out = (
+                "Remove ordered=False" if topic.key is not None else f"Declare it as Topic({topic.name!r}, key=...)"
+            )
+            raise DefinitionError(
+                f'@on(after_dead_letter="park"): without order no event waits for another. {way_out}, or remove the '
+                "option."
             )
         if isinstance(start, datetime):
             if start.tzinfo is None:
@@ -197,9 +215,10 @@ class Service(Generic[R]):
                     name=full,
                     topic=topic.name,
                     types=None if classes is None else tuple(sorted(_type_names(topic, classes))),
-                    ordered=topic.key is not None if ordered is None else ordered,
+                    ordered=by_key,
                     start=begin,
                     renamed_from=renamed_from,
+                    parks=after_dead_letter == "park",
                 ),
                 topic,
                 classes,

@@ -12,6 +12,8 @@ from .broker import (
     FeedWatcher,
     Inspection,
     Receipt,
+    Resolution,
+    Resolve,
     Settlement,
     Subscription,
     TopicSpec,
@@ -55,8 +57,16 @@ class BrokerStandIn:
     async def inspect(self) -> Inspection:
         return await self.real.inspect()
 
-    async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
-        return await self.real.dead_letters(subscription)
+    async def dead_letters(
+        self, subscription: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[DeadLettered]:
+        return await self.real.dead_letters(subscription, after=after, limit=limit)
+
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        return await self.real.resolve(action, numbers, by=by)
+
+    async def resolutions(self, *, before: int | None = None, limit: int = 1000) -> list[Resolution]:
+        return await self.real.resolutions(before=before, limit=limit)
 
     def read(self, topic: str, *, since: int | None = None, follow: bool = False) -> AsyncIterator[Message]:
         return self.real.read(topic, since=since, follow=follow)

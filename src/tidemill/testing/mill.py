@@ -17,7 +17,7 @@ from ..errors import ConfigurationError, DecodeError
 from ..event import event_type
 from ..handler import HandlerSpec
 from ..message import Delivery, Message, check
-from ..outcome import Ack, DeadLetter
+from ..outcome import Ack
 from ..publisher import Publisher
 from ..runtime import Runtime
 from ..service import Service
@@ -308,25 +308,20 @@ class Mill:
         ]
 
     def dead_letters(self, subscription: str | Callable[..., object] | None = None) -> list[DeadLettered]:
-        """What was given up, in that order; by one handler (or the subscription of that name) if given.
+        """The dead letters there are, in the order they were given up; of one handler (or subscription) if given.
 
         Raises `ValueError` where it is no handler of these services.
         """
         names = None if subscription is None else {spec.subscription.name for spec in self._named(subscription)}
-        return [
-            DeadLettered(
-                subscription=delivery.subscription,
-                message=delivery.message,
-                reason=attempt.outcome.reason,
-                attempts=delivery.attempt,
-                at=attempt.at,
-                history=delivery.history,
-            )
-            for attempt in self._record.attempts
-            if isinstance(attempt.outcome, DeadLetter) and not attempt.late
-            for delivery in (attempt.delivery,)
-            if names is None or delivery.subscription in names
-        ]
+        return [letter for letter in self._broker.letters() if names is None or letter.subscription in names]
+
+    async def replay(self, subscription: str | Callable[..., object] | None = None) -> int:
+        """Replay dead letters as an operator would: all, or those of one handler (or subscription). Returns how many.
+
+        Raises `ValueError` where it is no handler of these services.
+        """
+        numbers = [letter.number for letter in self.dead_letters(subscription)]
+        return len(await self._broker.resolve("replay", numbers, by=SOURCE))
 
     def story(self) -> str:
         """All that happened so far, as text: who published what, what came of it, and what that caused."""

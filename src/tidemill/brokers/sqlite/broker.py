@@ -29,6 +29,8 @@ from ...broker import (
     DeadLettered,
     Inspection,
     Receipt,
+    Resolution,
+    Resolve,
     Subscription,
     TopicSpec,
     Trace,
@@ -41,6 +43,7 @@ from .bell import Bell
 from .feed import SqliteFeed
 from .file import WriteLock, connect, path_of, prepare, real_path, translated
 from .live import Life
+from .resolving import resolve
 from .retention import Retention
 from .rows import SLOTS, to_message, to_row
 from .sql import CHUNK, SQL, insert_events
@@ -216,8 +219,8 @@ class SqliteBroker:
     def _look(self) -> None:
         self._next_scheduled = self.reader.execute(SQL["next_scheduled"]).fetchone()[0]
         for feed in self._feeds:
-            generation, paused = self.reader.execute(SQL["generation"], (feed.subscription,)).fetchone()
-            feed.looked_up(generation, bool(paused))
+            generation, touched, paused = self.reader.execute(SQL["generation"], (feed.subscription,)).fetchone()
+            feed.looked_up(generation, touched, bool(paused))
 
     def _appear(self, connection: sqlite3.Connection) -> None:
         now = self.clock.now()
@@ -372,6 +375,7 @@ class SqliteBroker:
         number = next(self._numbers)
         owner = f"{self._life.token}.{number}"
         feed = SqliteFeed(self, subscription, found[0], found[2], owner, number, self._life.journal)
+        feed.touched = found[3]
         self._renewed[owner] = time.monotonic()
         self._feeds.append(feed)
         try:
@@ -433,6 +437,12 @@ class SqliteBroker:
         self, subscription: str | None = None, *, after: int = 0, limit: int | None = None
     ) -> list[DeadLettered]:
         return await self._look_into(inspection.dead_letters, self._prefix, subscription, after, limit)
+
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        return await self.write(partial(resolve, action, numbers, by, self._prefix, self.clock.now()), ring=True)
+
+    async def resolutions(self, *, before: int | None = None, limit: int = 1000) -> list[Resolution]:
+        return await self._look_into(inspection.resolutions, self._prefix, before, limit)
 
     async def trace(self, correlation_id: str) -> Trace:
         return await self._look_into(inspection.trace, self._prefix, correlation_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 
 from ...message import Failure
-from .rows import pack_history, unpack_history
+from .rows import NEVER, pack_history, unpack_history
 from .sql import SQL
 
 REASON = "ProcessDied: the process that ran the handler ended, or stood still until its lease was over"
@@ -43,7 +43,7 @@ def charge(connection: sqlite3.Connection, subscription: int, owner: str, runnin
         execute(SQL["move_position"], {"subscription": subscription, "slot": slot, "position": last})
     for seq, attempt in mine:
         row = execute(SQL["exception_of"], (subscription, seq)).fetchone()
-        if row is None or row[0] >= attempt:
+        if row is None or row[0] >= attempt or row[2] == NEVER:
             continue  # it was settled: as handled, as given up, or with this very attempt as failed
         history = (*unpack_history(row[1]), Failure(attempt, now, REASON, died=True))
         execute(

@@ -21,7 +21,7 @@ from ...message import Delivery
 from ...outcome import RELEASE, Ack, DeadLetter, Outcome, Release, Retry
 from .file import translate
 from .journal import Journal
-from .rows import pack_history, slot_of, to_message, unpack_history
+from .rows import NEVER, encode, pack_history, slot_of, to_message, unpack_history
 from .settling import Exceptional, Given, Plan
 from .sharing import Member, share_out
 from .sql import SQL
@@ -65,6 +65,10 @@ class SqliteFeed:
         self._watcher: FeedWatcher | None = None
         self.paused = False
         self.generation = -1
+        self.touched = 0
+        """Up to which decision about dead letters it has looked at what waits."""
+        self.disturbed = False
+        """Whether dead letters were replayed or discarded since."""
         self.stale = False
         """Whether consumers or slots changed, so that slots are to be shared out again."""
         self.next_due: int | None = 0
@@ -108,6 +112,8 @@ class SqliteFeed:
             self._broker.tick()
             if self.stale:
                 await self.share_out()
+            if self.disturbed:
+                await self._look_anew()
             if self._parked:
                 await self._park()
             # Without a lease, as far as is known here, the events may be another's: the next renewal tells.
@@ -219,6 +225,25 @@ class SqliteFeed:
         if fetched and last >= max(fetched.values()):
             self._fetched = {}
 
+    async def _look_anew(self) -> None:
+        """See what waits now that dead letters were replayed or discarded."""
+        async with self._turn:  # nothing is being recorded meanwhile, so that the file and what is known here agree
+            reader = self._broker.reader
+            held = encode([*self._open, *self._extra])
+            parameters = {"subscription": self.subscription, "since": self.touched, "held": held}
+            try:
+                touched = reader.execute(SQL["touched"], (self.subscription,)).fetchone()[0]
+                counts = reader.execute(SQL["touched_keys"], parameters).fetchall()
+            except sqlite3.Error as error:
+                raise translate(self._broker.path, error) from error
+            for key, count in counts:
+                if slot_of(key) in self._slots:
+                    self._blocked.pop(key, None)
+                    self._count_blocked(key, count)
+            self.touched = touched
+            self.disturbed = False
+            self.next_due = 0
+
     async def _park(self) -> None:
         parked, self._parked = self._parked, []
         try:
@@ -284,7 +309,9 @@ class SqliteFeed:
             return plan.late
 
     def _new_plan(self) -> Plan:
-        return Plan(self.subscription, self.owner, self._broker.clock.now(), self._slots.copy())
+        plan = Plan(self.subscription, self.owner, self._broker.clock.now(), self._slots.copy())
+        plan.touched = self.touched
+        return plan
 
     def _plan(self, settlements: Sequence[Settlement]) -> Plan:
         plan = self._new_plan()
@@ -310,9 +337,9 @@ class SqliteFeed:
                 plan.acked += 1
             else:
                 self._plan_row(plan, delivery, outcome, has_row)
-        if plan.freed:
+        if plan.finished:
             released = {row.key for row in plan.exceptional}
-            plan.freed = {key for key in plan.freed if key in self._blocked or key in released}
+            plan.freed = {key for key in plan.finished if key in self._blocked or key in released}
         if highest >= 0:
             plan.advance = self._positions(highest)
             for seq, delivery in opened.items():
@@ -329,11 +356,14 @@ class SqliteFeed:
             case Ack():
                 plan.acked += 1
                 plan.dropped.append((seq, slot))
-                if delivery.attempt > 1:
+                if delivery.attempt > 1 or delivery.history:
                     plan.recovered.append((seq, slot, delivery.attempt, pack_history(delivery.history)))
             case DeadLetter():
                 history = pack_history(delivery.history)
                 plan.dead.append(Given(seq, slot, outcome.reason, delivery.attempt, history))
+                if key is not None and self.spec.parks:
+                    plan.exceptional.append(Exceptional(seq, slot, key, 0, NEVER, history, False, False))
+                    return
                 if has_row:
                     plan.dropped.append((seq, slot))
             case Retry():
@@ -347,7 +377,7 @@ class SqliteFeed:
                 failed = delivery.attempt - 1
                 plan.exceptional.append(Exceptional(seq, slot, key, failed, due, history, True, delivery.died))
         if key is not None and isinstance(outcome, Ack | DeadLetter):
-            plan.freed.add(key)
+            plan.finished.add(key)
 
     def _positions(self, highest: int) -> list[tuple[int, int]]:
         """How far each slot may be said to be settled, once everything up to `highest` is settled or an exception."""
@@ -501,11 +531,13 @@ class SqliteFeed:
             self.stale = True
             self._broker.poke()
 
-    def looked_up(self, generation: int, paused: bool) -> None:
+    def looked_up(self, generation: int, touched: int, paused: bool) -> None:
         """What the file says of the subscription."""
         if generation != self.generation:
             self.generation = generation
             self.stale = True
+        if touched != self.touched:
+            self.disturbed = True
         if paused != self.paused:
             self.paused = paused
             if paused and self._watcher is not None:

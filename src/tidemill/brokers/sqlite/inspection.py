@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ...broker import DeadLettered, Fate, Inspection, SubscriptionStatus, TopicStatus, Trace
+from ...broker import DeadLettered, Fate, Inspection, Resolution, SubscriptionStatus, TopicStatus, Trace
 from .rows import to_message, unpack_history
 from .sql import SQL
 
@@ -86,6 +86,30 @@ def dead_letters(
     ]
 
 
+def resolutions(reader: sqlite3.Connection, prefix: str, before: int | None, limit: int) -> list[Resolution]:
+    """The last lines of the audit trail, or the last before a number, newest last."""
+    parameters = {"prefix": prefix, "before": before, "most": limit}
+    return [
+        Resolution(
+            number=number,
+            at=at,
+            action=action,
+            by=by,
+            letter=letter,
+            subscription=name[len(prefix) :],
+            message_id=message,
+            source=source,
+            type=type_,
+            key=key,
+            reason=reason,
+            attempts=attempts,
+        )
+        for number, at, action, by, letter, name, message, source, type_, key, reason, attempts in reversed(
+            reader.execute(SQL["resolutions"], parameters).fetchall()
+        )
+    ]
+
+
 def trace(reader: sqlite3.Connection, prefix: str, correlation_id: str) -> Trace:
     """The messages of a flow and what every subscription did with them."""
     strip = len(prefix)
@@ -113,6 +137,8 @@ def _fate(reader: sqlite3.Connection, subscription: int, name: str, row: tuple[A
         state, attempts = ("retrying" if failed else "pending"), failed + 1
     elif recovered := reader.execute(SQL["fate_recovered"], (subscription, seq)).fetchone():
         state, (attempts, history) = "acked", recovered
+    elif discarded := reader.execute(SQL["fate_discarded"], (subscription, seq)).fetchone():
+        state, (attempts, reason) = "dead", discarded
     else:
         state = "acked" if seq <= _one(reader, "position_of", subscription, slot) else "pending"
     return Fate(

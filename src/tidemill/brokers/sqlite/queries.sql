@@ -13,6 +13,10 @@ select l.seq, l.slot, l.id, l.source, l.type, l.time, l.body, l.version, l.key, 
        l.content_type, l.extensions, x.attempts, x.history, x.died
 from tidemill_exception x join tidemill_log l on l.seq = x.seq
 where x.subscription = :subscription and x.due <= :now and (:slots >> x.slot) & 1
+  -- Not what is to be retried behind an earlier event of its key that waits: a replay may put one before it.
+  and (x.due = 0 or x.key is null
+       or not exists (select 1 from tidemill_exception e where e.subscription = :subscription and e.key = x.key
+                      and e.seq < x.seq and e.due > :now))
 order by x.seq limit :most
 
 -- name: next_due
@@ -23,11 +27,21 @@ where subscription = :subscription and due is not null and due > :now and (:slot
 select key, count(*) from tidemill_exception
 where subscription = :subscription and key is not null and (:slots >> slot) & 1 group by key
 
+-- name: touched
+select touched from tidemill_subscription where id = ?
+
+-- name: touched_keys
+-- Keys of what was resolved since, and how many of their events wait that the asking consumer does not hold.
+select r.key, (select count(*) from tidemill_exception x where x.subscription = :subscription and x.key = r.key
+               and x.seq not in (select value from json_each(:held)))
+from (select distinct key from tidemill_resolution
+      where n > :since and subscription = :subscription and key is not null) r
+
 -- name: next_scheduled
 select min(due) from tidemill_scheduled
 
 -- name: generation
-select generation, paused from tidemill_subscription where id = ?
+select generation, touched, paused from tidemill_subscription where id = ?
 
 -- name: pause
 update tidemill_subscription set paused = ?, generation = generation + 1 where name = ?
@@ -39,7 +53,7 @@ select id from tidemill_topic where name = ?
 insert into tidemill_topic (name, key, retain) values (?, ?, ?) on conflict do nothing
 
 -- name: find_subscription
-select s.id, t.name, t.id from tidemill_subscription s join tidemill_topic t on t.id = s.topic where s.name = ?
+select s.id, t.name, t.id, s.touched from tidemill_subscription s join tidemill_topic t on t.id = s.topic where s.name = ?
 
 -- name: owners
 select owner, lease, leaving from tidemill_consumer where subscription = ?
@@ -65,7 +79,7 @@ update tidemill_slot set position = :position
 where subscription = :subscription and slot = :slot and position < :position
 
 -- name: exception_of
-select attempts, history from tidemill_exception where subscription = ? and seq = ?
+select attempts, history, due from tidemill_exception where subscription = ? and seq = ?
 
 -- name: charge
 -- It was running, so it stays as due as it was: if the later ones of its key are due already, it comes before them.
@@ -115,6 +129,10 @@ where subscription = :subscription and key = :key and due is null
   and not exists (select 1 from tidemill_exception e where e.subscription = :subscription and e.key = :key
                   and e.seq < tidemill_exception.seq and e.due > :now)
 
+-- name: touch
+-- Its consumers look again at what others have changed: see `touched_keys`.
+update tidemill_subscription set touched = (select max(n) from tidemill_resolution) where id = ?
+
 -- name: hold_back
 -- What was let go behind an event that is given back or to be retried waits behind it again.
 update tidemill_exception set due = null where subscription = :subscription and key = :key and seq > :seq and due = 0
@@ -125,6 +143,28 @@ insert or replace into tidemill_recovered (subscription, seq, attempts, history)
 -- name: put_dead_letter
 insert or replace into tidemill_dead_letter (subscription, seq, reason, attempts, at, history)
 values (:subscription, :seq, :reason, :attempts, :at, :history)
+
+-- name: find_dead_letter
+select d.subscription, d.seq, l.slot, coalesce(x.key, case when s.ordered then l.key end), d.history, p.position, s.name,
+       x.seq is not null, l.id, l.source, l.type, l.key, d.reason, d.attempts
+from tidemill_dead_letter d join tidemill_log l on l.seq = d.seq join tidemill_subscription s on s.id = d.subscription
+     join tidemill_slot p on p.subscription = d.subscription and p.slot = l.slot
+     left join tidemill_exception x on x.subscription = d.subscription and x.seq = d.seq
+where d.n = ?
+
+-- name: drop_dead_letter
+delete from tidemill_dead_letter where n = ?
+
+-- name: put_resolution
+insert into tidemill_resolution (at, action, by, letter, subscription, seq, id, source, type, key, reason, attempts)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- name: resolutions
+select r.n, r.at, r.action, r.by, r.letter, s.name, r.id, r.source, r.type, r.key, r.reason, r.attempts
+from tidemill_resolution r join tidemill_subscription s on s.id = r.subscription
+where (r.n < :before or :before is null)
+  and substr(s.name, 1, length(:prefix)) = :prefix and instr(substr(s.name, length(:prefix) + 1), '/') = 0
+order by r.n desc limit :most
 
 -- name: join
 insert into tidemill_consumer (subscription, owner, lease) values (?, ?, ?)
@@ -273,6 +313,10 @@ select attempts, history, reason from tidemill_dead_letter where subscription = 
 
 -- name: fate_recovered
 select attempts, history from tidemill_recovered where subscription = ? and seq = ?
+
+-- name: fate_discarded
+select attempts, reason from tidemill_resolution
+where subscription = ? and seq = ? and action = 'discard' order by n desc limit 1
 
 -- name: position_of
 select position from tidemill_slot where subscription = ? and slot = ?
