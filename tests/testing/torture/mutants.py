@@ -1,5 +1,7 @@
-"""Known-wrong variants of Tidemill's critical steps. Each is called in the processes of a torture run before they begin,
-and the run must find it."""
+"""Known-wrong variants of Tidemill's critical steps.
+
+Each is called in the processes of a torture run before they begin, and the run must find it.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
 """A torture run must find what is wrong: known-wrong variants of the code, each in a run of seconds.
 
-The same runs without a mutant pass, or they would prove nothing.
+The same runs without a mutant pass, or they would prove nothing. They wait more than they work, so a few go on at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -14,7 +16,9 @@ import pytest
 from tidemill.testing.torture.plan import FaultKind, Kind, Plan
 from tidemill.testing.torture.runner import Result, torture
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+AT_ONCE = (os.cpu_count() or 1) + 1
 
 BASE = Plan(
     seed=11,
@@ -26,7 +30,7 @@ BASE = Plan(
     lease=0.9,
     timeout=0.4,
     attempts=3,
-    drain=15.0,
+    drain=20.0,
     shares={Kind.FLAKY: 0.05, Kind.RAISES: 0.03, Kind.UNDECODABLE: 0.03, Kind.HANGS: 0.01, Kind.EXITS: 0.005},
 )
 
@@ -56,21 +60,41 @@ MUTANTS = {
 """Each mutant: the faults that bring it to light, and rules of which it must break one."""
 
 
-def run(folder: Path, plan: Plan) -> Result:
-    return asyncio.run(torture(plan, folder))
+def plan_of(name: str) -> Plan:
+    if name in RUNS:
+        return msgspec.structs.replace(BASE, faults=RUNS[name])
+    faults = RUNS[MUTANTS[name][0]]
+    return msgspec.structs.replace(BASE, faults=faults, mutant=f"{__package__}.mutants:{name}", drain=2.5)
+
+
+async def perform(names: Iterable[str], folder: Path) -> dict[str, Result]:
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def one(name: str) -> tuple[str, Result]:
+        async with turn:
+            place = folder / name
+            place.mkdir()
+            return name, await torture(plan_of(name), place)
+
+    return dict(await asyncio.gather(*map(one, names)))
+
+
+@pytest.fixture(scope="module")
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """The runs of all tests that are to be run."""
+    chosen = [item.callspec.params for item in request.session.items if item.path == request.path]  # type: ignore[attr-defined]
+    names = [next(iter(params.values())) for params in chosen]
+    return asyncio.run(perform(names, tmp_path_factory.mktemp("torture")))
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_what_is_right_passes(name: str, tmp_path: Path) -> None:
-    result = run(tmp_path, msgspec.structs.replace(BASE, faults=RUNS[name]))
+def test_what_is_right_passes(name: str, results: dict[str, Result]) -> None:
+    result = results[name]
     assert result.checked.findings == []
     assert result.missed == []
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_what_is_wrong_is_found(mutant: str, tmp_path: Path) -> None:
-    name, rules = MUTANTS[mutant]
-    plan = msgspec.structs.replace(BASE, faults=RUNS[name], mutant=f"{__package__}.mutants:{mutant}", drain=2.5)
-    result = run(tmp_path, plan)
-    found = {finding.rule for finding in result.checked.findings}
-    assert found & rules, f"found: {[str(finding) for finding in result.checked.findings]}"
+def test_what_is_wrong_is_found(mutant: str, results: dict[str, Result]) -> None:
+    findings = results[mutant].checked.findings
+    assert {finding.rule for finding in findings} & MUTANTS[mutant][1], f"found: {list(map(str, findings))}"

@@ -23,7 +23,7 @@ PATIENCE: Final = 30.0
 """Seconds a process may take to become ready, or to end when it was told to: more than any drain and any fault."""
 
 FULL_FOR: Final = 15.0
-"""Most seconds that a disk is kept full until a publish is refused: a storage writes where it has room, at first."""
+"""Most seconds that a disk is kept full until somebody feels it: a storage writes where it has room, at first."""
 
 AFTERMATH: Final = 5.0
 """Seconds after a disk was full in which a process may still fail to start for want of room."""
@@ -239,16 +239,16 @@ class Crew:
             case FaultKind.DEPLOY:
                 await self.deploy(2 if all(place.version == 1 for place in self.places) else 1)
             case FaultKind.BURST:
-                self._burst()
+                await self._burst()
             case FaultKind.DISK_FULL:
                 await self._fill_disk(fault.roll)
 
-    async def _victim(self, consumes: bool, roll: float, most: int) -> Place | None:
+    async def _victim(self, consumes: bool, roll: float, most: int, *, ready: bool = False) -> Place | None:
         """A process to which nothing is being done, as soon as there is one, and not more than `most` at once."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             kind = [place for place in self.places if place.consumes == consumes]
-            free = [place for place in kind if not place.busy and place.pid is not None]
+            free = [place for place in kind if not place.busy and place.pid in (self._ready if ready else self._gone)]
             if all(place.pid is None for place in kind):
                 return None
             if free and sum(place.busy for place in kind) < most:
@@ -269,16 +269,15 @@ class Crew:
         await self._fill(place)
 
     async def _pause_one(self, roll: float) -> None:
-        place = await self._victim(True, roll, max(1, self.plan.consumers // 2))
+        place = await self._victim(True, roll, max(1, self.plan.consumers // 2), ready=True)
         if place is None or place.pid is None:
             return
-        pid = place.pid
-        if await self._wait_ready(pid):
-            self.tell("paused", pid)
+        pid, at = place.pid, time.time_ns()
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)
+            self.tell("paused", pid, at)
             await asyncio.sleep(self.plan.lease * (1.1 + 1.9 * (roll * 7 % 1)))
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGCONT)
             self.tell("resumed", pid)
             self.hits[FaultKind.PAUSE] += 1
         self._unlock(place)
@@ -313,21 +312,22 @@ class Crew:
         self.tell("deployed", os.getpid(), text=f"version {version}")
         self.hits[FaultKind.DEPLOY] += 1
 
-    def _burst(self) -> None:
-        self.look()
-        hit = [place for place in self.places if not place.consumes and place.pid in self._ready and not place.busy]
-        for place in hit:
-            if place.pid is not None:
+    async def _burst(self) -> None:
+        ready = await self._victim(False, 0.0, self.plan.publishers + 1, ready=True)
+        if ready is None:
+            return
+        self._unlock(ready)
+        for place in self.places:
+            if not place.consumes and place.pid is not None and place.pid in self._ready:
                 with suppress(ProcessLookupError):
                     os.kill(place.pid, signal.SIGUSR1)
-        if hit or all(place.pid is None for place in self.places if not place.consumes):
-            self.tell("burst", os.getpid())
-            self.hits[FaultKind.BURST] += 1
+        self.tell("burst", os.getpid())
+        self.hits[FaultKind.BURST] += 1
 
     async def _fill_disk(self, roll: float) -> None:
         if self.disk is None or self.disk.why_not:
             return
-        refused = self.counts["refused"]
+        before = self.counts["refused"], self.counts["no start"]
         self.tell("disk full", os.getpid())
         end = time.monotonic() + FULL_FOR
         hit = False
@@ -336,7 +336,8 @@ class Crew:
             self._disk_full = time.monotonic()
             await asyncio.sleep(0.05)
             self.look()
-            if not hit and self.counts["refused"] > refused:
+            felt = (self.counts["refused"], self.counts["no start"]) != before
+            if felt and not hit:
                 hit = True
                 end = time.monotonic() + 0.2 + 1.8 * roll
         self.disk.free()

@@ -19,8 +19,6 @@ class SmallDisk:
 
     def __init__(self, folder: Path, events: int) -> None:
         self.folder = folder
-        self.why_not = ""
-        folder.mkdir()
         size = ROOM + PER_EVENT * events
         try:
             done = subprocess.run(

@@ -87,8 +87,11 @@ async def torture(
     began = time.monotonic()
     disk: SmallDisk | None = None
     if url is None:
-        disk = SmallDisk(folder / "disk", plan.events if plan.planned(FaultKind.DISK_FULL) else 0)
-        url = f"sqlite:///{quote(str(disk.folder))}/torture.db"
+        place = folder / "disk"
+        place.mkdir()
+        if plan.planned(FaultKind.DISK_FULL):
+            disk = SmallDisk(place, plan.events)
+        url = f"sqlite:///{quote(str(place))}/torture.db"
     try:
         return await _torture(plan, folder, url, disk, began, report)
     finally:
