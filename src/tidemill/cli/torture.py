@@ -89,6 +89,7 @@ def command(
     kept = True
     try:
         result = run_async(torture(plan, folder, broker, reporter.tell))
+        (folder / "verdict.json").write_bytes(as_json(result))
         kept = keep or verdict(result)[0] != "PASSED"
     finally:
         reporter.close()
@@ -140,6 +141,5 @@ def _text(result: Result) -> list[str]:
 def _aligned(headers: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> list[str]:
     """Names to the left, figures to the right, and what there is to say behind them."""
     lines = table([heading(header) for header in headers[:2]], [row[:2] for row in rows])
-    return [
-        f"{line}  {click.style(row[2], dim=True)}".rstrip() for line, row in zip(lines, [headers, *rows], strict=True)
-    ]
+    said = [click.style(text, dim=True) if text else "" for _, _, text in (headers, *rows)]
+    return [f"{line}  {text}".rstrip() for line, text in zip(lines, said, strict=True)]
