@@ -26,7 +26,7 @@ LAYERS = [
     ["gate"],
     ["handler", "stand_in"],
     ["attempt"],
-    ["publisher", "consumer"],
+    ["publisher", "consumer", "dead_letters"],
     ["runtime"],
     ["service"],
     ["", "middleware", "brokers", "sql"],

@@ -116,9 +116,7 @@ class SqliteFeed:
                 await self._look_anew()
             if self._parked:
                 await self._park()
-            # Without a lease, as far as is known here, the events may be another's: the next renewal tells.
-            may = not self.paused and not self._departing and time.monotonic_ns() < self._until
-            taken = self._read(limit, max_bytes) if may else []
+            taken = self._read(limit, max_bytes)
             if taken:
                 return taken
             if self._parked:
@@ -137,7 +135,8 @@ class SqliteFeed:
     def _read(self, limit: int, max_bytes: int) -> list[Delivery]:
         self._more = False
         taken: list[Delivery] = []
-        if not self._mask or self._closed:
+        # Without a lease, as far as is known here, the events may be another's: the next renewal tells.
+        if not self._mask or self._closed or self.paused or self._departing or time.monotonic_ns() >= self._until:
             return taken
         try:
             now = self._broker.clock.now()

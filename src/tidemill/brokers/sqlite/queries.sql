@@ -16,7 +16,7 @@ where x.subscription = :subscription and x.due <= :now and (:slots >> x.slot) & 
   -- Not what is to be retried behind an earlier event of its key that waits: a replay may put one before it.
   and (x.due = 0 or x.key is null
        or not exists (select 1 from tidemill_exception e where e.subscription = :subscription and e.key = x.key
-                      and e.seq < x.seq and e.due > :now))
+                      and e.seq < x.seq and (e.due is null or e.due > :now)))
 order by x.seq limit :most
 
 -- name: next_due

@@ -29,6 +29,7 @@ def resolve(
             # Where it was published again and is still to be handled, in a file of schema 1, it is pending already.
             if seq <= position:
                 execute(SQL["put_released"], {**event, "attempts": 0, "due": 0, "history": history})
+                execute(SQL["hold_back"], event)
         elif parked:
             execute(SQL["drop_exception"], (subscription, seq))
             execute(SQL["let_go"], {**event, "now": now})
