@@ -120,7 +120,7 @@ class Runtime:
 
 async def run_until_signal(
     services: Sequence[Service[Any]],
-    url: str | None = None,
+    broker: str | Broker | None = None,
     *,
     grace: float = GRACE,
     ready: Callable[[Runtime], object] | None = None,
@@ -132,7 +132,7 @@ async def run_until_signal(
     where the services cannot start.
     """
     clock = SystemClock()
-    runtime = Runtime(services, connect(url or default_url(), clock), clock, chaos=chaos_asked_for(clock))
+    runtime = Runtime(services, open_broker(broker, clock), clock, chaos=chaos_asked_for(clock))
     stop = asyncio.Event()
 
     def on_signal() -> None:

@@ -82,8 +82,8 @@ where subscription = :subscription and slot = :slot and position < :position
 select attempts, history, due from tidemill_exception where subscription = ? and seq = ?
 
 -- name: charge
--- Nobody holds it any more: whoever takes its slot makes it due.
-update tidemill_exception set attempts = :attempts, history = :history, died = 1, due = null
+-- It was running, so it stays as due as it was: if the later ones of its key are due already, it comes before them.
+update tidemill_exception set attempts = :attempts, history = :history, died = 1
 where subscription = :subscription and seq = :seq
 
 -- name: my_slots
