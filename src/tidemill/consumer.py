@@ -368,6 +368,14 @@ class Consumer:
                     after=round(outcome.after, 3),
                     error=outcome.reason,
                 )
+            case Release() if outcome.after:
+                emit(
+                    "delivery.postponed",
+                    subscription=self.name,
+                    message=delivery.message.id,
+                    after=round(outcome.after, 3),
+                    reason=outcome.reason,
+                )
             case DeadLetter():
                 emit(
                     "delivery.dead_letter",

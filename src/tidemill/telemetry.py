@@ -5,6 +5,8 @@
 | `consumer.started` | info | a subscription begins to consume | subscription, topic, concurrency |
 | `consumer.stopped` | info | it has drained | subscription, handled, released |
 | `delivery.retry` | warning | a handler failed and runs again | subscription, message, attempt, after, error |
+| `delivery.future` | warning | an event is newer than this code, and waits | subscription, message, reason |
+| `delivery.postponed` | info | given back uncharged, to come again later | subscription, message, after, reason |
 | `delivery.dead_letter` | error | a message was given up | subscription, message, attempt, reason |
 | `delivery.lost` | warning | a running handler lost its lease: it is cancelled | subscription, message |
 | `delivery.late` | warning | a lease was lost: the outcome did not count | subscription, message |
@@ -32,6 +34,8 @@ LEVELS: dict[str, int] = {
     "consumer.started": logging.INFO,
     "consumer.stopped": logging.INFO,
     "delivery.retry": logging.WARNING,
+    "delivery.future": logging.WARNING,
+    "delivery.postponed": logging.INFO,
     "delivery.dead_letter": logging.ERROR,
     "delivery.lost": logging.WARNING,
     "delivery.late": logging.WARNING,
