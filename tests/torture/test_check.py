@@ -34,6 +34,7 @@ def clean() -> Run:
             failures = tuple(Failure(attempt, at, "OSError") for attempt in range(1, ATTEMPTS + 1))
             dead.append(
                 DeadLettered(
+                    number=1,
                     subscription="walker.walk",
                     message=stored[n],
                     reason="",
@@ -82,6 +83,7 @@ def give_up_the_innocent(run: Run) -> None:
     failures = tuple(Failure(attempt, 1, "OSError") for attempt in range(1, ATTEMPTS + 1))
     run.dead.append(
         DeadLettered(
+            number=1,
             subscription="w",
             message=run.stored[GOOD[0]],
             reason="",
