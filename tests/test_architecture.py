@@ -17,14 +17,16 @@ ROOT = Path(tidemill.__file__).parent
 # A module imports from earlier rows only; "" is the public page, `tidemill` itself.
 LAYERS = [
     ["errors"],
-    ["outcome", "ids", "clock", "value"],
+    ["outcome", "ids", "clock", "value", "rate", "circuit"],
     ["message"],
     ["event"],
     ["codec", "cloudevents"],
     ["telemetry", "broker"],
-    ["pipeline", "context", "lanes", "watchdog", "steps", "threads"],
-    ["handler", "loop_watch"],
-    ["publisher", "consumer"],
+    ["pipeline", "context", "lanes", "watchdog", "steps", "threads", "isolation"],
+    ["gate"],
+    ["handler", "stand_in", "loop_watch"],
+    ["attempt"],
+    ["publisher", "consumer", "dead_letters", "chaos"],
     ["runtime"],
     ["health"],
     ["service"],
@@ -106,7 +108,11 @@ def faults(name: str, path: Path) -> Iterator[str]:
         elif unit(name) != unit(target):
             if RANK[unit(target)] >= RANK[unit(name)]:
                 yield f"{where}: imports point the other way"
-        elif unit(name) in ("brokers", "middleware") and name.split(".")[1:2] != target.split(".")[1:2]:
+        elif (
+            name != "middleware"
+            and unit(name) in ("brokers", "middleware")
+            and name.split(".")[1:2] != target.split(".")[1:2]
+        ):
             yield f"{where}: siblings keep apart"
         elif unit(name) == "cli" and name != "cli" and target != "cli" and is_command(modules()[target]):
             yield f"{where}: a command is no helper of another"

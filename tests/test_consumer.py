@@ -25,7 +25,7 @@ from tidemill import (
     Topic,
     event,
 )
-from tidemill.broker import Settlement
+from tidemill.broker import FeedWatcher, Settlement
 from tidemill.clock import SystemClock
 from tidemill.consumer import MAX_WINDOW, Consumer
 from tidemill.outcome import RetryPolicy
@@ -58,6 +58,11 @@ class FakeFeed:
         self.settle_errors = 0
         self.late: set[int] = set()
         self.closed = False
+        self.left = False
+        self.begun: list[int] = []
+        self.ended: list[int] = []
+        self.expired: set[int] = set()
+        self.watcher: FeedWatcher | None = None
 
     async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
         self.limits.append(limit)
@@ -76,6 +81,19 @@ class FakeFeed:
             raise BrokerError("away")
         self.settled += settlements
         return [delivery for delivery, _ in settlements if delivery.position in self.late]
+
+    def watch(self, watcher: FeedWatcher) -> None:
+        self.watcher = watcher
+
+    def begin(self, delivery: Delivery) -> bool:
+        self.begun.append(delivery.position)
+        return delivery.position not in self.expired
+
+    def end(self, delivery: Delivery) -> None:
+        self.ended.append(delivery.position)
+
+    async def leave(self) -> None:
+        self.left = True
 
     async def close(self) -> None:
         self.closed = True

@@ -14,12 +14,13 @@ from tidemill.errors import (
     MAX_DELAY,
     DecodeError,
     FutureVersion,
+    ProcessDied,
     Reject,
     RetryAfter,
     TidemillError,
     UnknownEvent,
 )
-from tidemill.outcome import Ack, DeadLetter, Release, Retry, RetryPolicy, describe, one_line
+from tidemill.outcome import RELEASE, Ack, DeadLetter, Release, Retry, RetryPolicy, describe, one_line
 
 
 class Hostile(Exception):
@@ -73,6 +74,7 @@ policies = st.builds(
     factor=st.floats(1, 1e6),
     cap=st.floats(100, MAX_DELAY),
     never=st.sampled_from([(), (ValueError,), (Exception,), (BaseException,), (OSError, TidemillError)]),
+    only=st.sampled_from([None, None, (KeyError, ConnectionError), (TimeoutError,)]),
 )
 
 
@@ -148,12 +150,43 @@ def test_what_a_handler_asks_for() -> None:
     assert policy.outcome_of(KeyError("x"), 1) == DeadLetter("KeyError: 'x' (an error the policy never retries)")
 
 
+def test_only_some_are_retried() -> None:
+    policy = RetryPolicy(attempts=5, only=(ConnectionError, TimeoutError), never=(ConnectionRefusedError,))
+    assert isinstance(policy.outcome_of(ConnectionResetError("x"), 1), Retry)
+    assert isinstance(policy.outcome_of(TimeoutError("x"), 4), Retry)
+    assert policy.outcome_of(TimeoutError("x"), 5) == DeadLetter("TimeoutError: x (attempt 5 of 5)")
+    assert policy.outcome_of(KeyError("x"), 1) == DeadLetter(
+        "KeyError: 'x' (an error the policy does not retry: only ConnectionError, TimeoutError)"
+    )
+    assert policy.outcome_of(ConnectionRefusedError("x"), 1) == DeadLetter(
+        "ConnectionRefusedError: x (an error the policy never retries)"
+    )  # in both: never wins
+    assert policy.outcome_of(RetryAfter(90, "rate limit"), 1) == Retry(90.0, "rate limit")
+    assert isinstance(policy.outcome_of(ProcessDied("kill -9"), 1), Retry)  # a crash is no error of the handler
+    assert isinstance(policy.outcome_of(ProcessDied("killed"), 1), Retry)
+    assert policy.outcome_of(Reject("no address"), 1) == DeadLetter("no address")
+
+
+def test_a_group_is_retried_if_all_in_it_are() -> None:
+    policy = RetryPolicy(only=(ConnectionError,))
+    down = ConnectionError("down")
+    assert isinstance(policy.outcome_of(ExceptionGroup("two", [down, ExceptionGroup("one", [down])]), 1), Retry)
+    assert isinstance(policy.outcome_of(ExceptionGroup("two", [down, ValueError("x")]), 1), DeadLetter)
+
+
+def test_only_and_never_must_not_contradict_each_other() -> None:
+    with pytest.raises(ValueError, match="OSError is in both"):
+        RetryPolicy(only=(KeyError, OSError), never=(ValueError, OSError))
+    with pytest.raises(ValueError, match="attempts=1"):
+        RetryPolicy(only=())
+
+
 def test_undecodable_is_given_up_and_the_future_is_awaited() -> None:
     policy = RetryPolicy(attempts=2)
     assert policy.outcome_of(DecodeError("bad"), 1) == DeadLetter("DecodeError: bad")
     assert policy.outcome_of(UnknownEvent("who"), 1) == DeadLetter("UnknownEvent: who")
-    assert isinstance(policy.outcome_of(FutureVersion("2 > 1"), 1), Retry)
-    assert isinstance(policy.outcome_of(FutureVersion("2 > 1"), 2), DeadLetter)
+    for attempt in (1, 2):
+        assert policy.outcome_of(FutureVersion("2 > 1"), attempt) == Release(1.0, "FutureVersion: 2 > 1")
 
 
 def test_a_task_group_with_one_failure_counts_as_that_failure() -> None:
@@ -195,21 +228,48 @@ def test_policies_that_make_no_sense_are_refused(options: dict[str, Any]) -> Non
         RetryPolicy(**options)
 
 
-@pytest.mark.parametrize("never", [ValueError, (int,), ("ValueError",), [ValueError]], ids=str)
-def test_never_takes_a_tuple_of_exceptions(never: Any) -> None:
-    with pytest.raises(TypeError, match="tuple of exception classes"):
-        RetryPolicy(never=never)
+@pytest.mark.parametrize("classes", [ValueError, (int,), ("ValueError",), [ValueError]], ids=str)
+def test_never_and_only_take_a_tuple_of_exceptions(classes: Any) -> None:
+    with pytest.raises(TypeError, match=r"RetryPolicy\(never=.*tuple of exception classes"):
+        RetryPolicy(never=classes)
+    with pytest.raises(TypeError, match=r"RetryPolicy\(only=.*tuple of exception classes"):
+        RetryPolicy(only=classes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attempts": True},
+        {"attempts": 2.5},
+        {"attempts": "3"},
+        {"attempts": None},
+        {"immediate": 1.0},
+        {"immediate": False},
+        {"base": "1"},
+        {"factor": None},
+        {"cap": True},
+    ],
+    ids=str,
+)
+def test_what_is_no_number_is_refused_by_name(options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(TypeError) as raised:
+        RetryPolicy(**options)
+    assert f"RetryPolicy({name}={value!r}): give a" in str(raised.value)
 
 
 @pytest.mark.parametrize("after", [-1, math.nan, math.inf, MAX_DELAY + 1])
-def test_a_retry_that_no_broker_could_keep_is_refused(after: float) -> None:
+def test_a_delay_that_no_broker_could_keep_is_refused(after: float) -> None:
     with pytest.raises(ValueError, match="from 0 to a year"):
         Retry(after, "x")
+    with pytest.raises(ValueError, match="from 0 to a year"):
+        Release(after)
 
 
 def test_reasons_become_one_storable_line() -> None:
     assert DeadLetter("two\nlines\x00").reason == "two lines\\x00"
     assert Retry(1, "caf\udce9").reason == "caf\\udce9"  # as in the name of a file that is not UTF-8
+    assert Release(1, "two\nlines").reason == "two lines"
     assert DeadLetter(ValueError("an error")).reason == "an error"  # type: ignore[arg-type]
     long = DeadLetter("x" * 10_000).reason
     assert (len(long), long[-1]) == (500, "…")
@@ -224,7 +284,7 @@ def test_describe_names_the_type() -> None:
 
 def test_outcomes_are_values() -> None:
     assert Ack() == Ack()
-    assert Release() == Release()
+    assert Release() == Release() == RELEASE != Release(1)
     assert Retry(1, "x") == Retry(1, "x") != Retry(2, "x")
     with pytest.raises(AttributeError):
         DeadLetter("x").reason = "y"  # type: ignore[misc]

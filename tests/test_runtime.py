@@ -10,7 +10,7 @@ from tidemill import BrokerError, Service, Topic, event
 from tidemill.broker import Inspection, connect
 from tidemill.clock import SystemClock
 from tidemill.runtime import Runtime
-from tidemill.testing.stand_in import BrokerStandIn
+from tidemill.stand_in import BrokerStandIn
 
 things = Topic("things")
 

@@ -21,17 +21,20 @@ from .errors import (
 from .event import Json, Topic, event, upcast
 
 if TYPE_CHECKING:
+    from .circuit import Circuit
     from .context import Context
     from .health import Health
     from .message import Delivery, Failure, Message
     from .outcome import Ack, DeadLetter, Outcome, Release, Retry, RetryPolicy
     from .pipeline import Handle, Middleware
+    from .rate import Rate
     from .service import Service
 
 __all__ = [
     "Ack",
     "BrokerError",
     "BrokerUrlError",
+    "Circuit",
     "ConfigurationError",
     "Context",
     "DeadLetter",
@@ -48,6 +51,7 @@ __all__ = [
     "MissingExtra",
     "Outcome",
     "PublishError",
+    "Rate",
     "Reject",
     "Release",
     "Retry",
@@ -63,6 +67,7 @@ __all__ = [
 
 _LAZY = {
     "Ack": "outcome",
+    "Circuit": "circuit",
     "Context": "context",
     "DeadLetter": "outcome",
     "Delivery": "message",
@@ -72,6 +77,7 @@ _LAZY = {
     "Message": "message",
     "Middleware": "pipeline",
     "Outcome": "outcome",
+    "Rate": "rate",
     "Release": "outcome",
     "Retry": "outcome",
     "RetryPolicy": "outcome",

@@ -50,6 +50,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Order per key across consumers, through retries and crashes."""
     deduplication: Support = Support.NATIVE
     """A second publish of the same `(source, id)` within the retention is reported as a duplicate."""
+    longest_run: float | None = None
+    """Seconds after which a delivery is taken from a handler that still runs; None: it is kept as long as need be."""
     history: Support = Support.NATIVE
     """Reading what was handled: `read`, `trace`, subscriptions that start in the past."""
 
@@ -79,6 +81,13 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds after which the deliveries of a consumer that gave no sign of life go to another."""
     renamed_from: str | None = None
     """The name it had before: its backlog moves along."""
+    parks: bool = False
+    """Whether, after a dead letter, the later events of its key wait, uncharged, until it is replayed or discarded.
+    Of ordered subscriptions only."""
+
+
+Resolve: TypeAlias = Literal["replay", "discard"]
+"""What can be done about a dead letter."""
 
 
 class Status(StrEnum):
@@ -117,7 +126,7 @@ class SubscriptionStatus(msgspec.Struct, frozen=True, kw_only=True):
     retrying: int
     """Of the backlog: failed at least once, waiting or running again."""
     dead: int
-    """Dead letters kept."""
+    """Dead letters kept. None of them is in the backlog; what waits behind a parked one is."""
     oldest: int | None
     """When the oldest message of the backlog was published, in nanoseconds since 1970; None without a backlog."""
     consumers: int
@@ -126,6 +135,8 @@ class SubscriptionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Deliveries acknowledged since the subscription exists."""
     retried: int
     """Failed attempts since the subscription exists."""
+    paused: bool = False
+    """Whether it is paused: its consumers fetch nothing."""
 
 
 class TopicStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,6 +160,8 @@ class Inspection(msgspec.Struct, frozen=True):
 class DeadLettered(msgspec.Struct, frozen=True, kw_only=True):
     """A message a subscription gave up on."""
 
+    number: int
+    """What `Broker.resolve` takes: larger for what was given up later, and never used for another."""
     subscription: str
     message: Message
     reason: str
@@ -156,6 +169,31 @@ class DeadLettered(msgspec.Struct, frozen=True, kw_only=True):
     at: int
     """When it was given up: nanoseconds since 1970."""
     history: tuple[Failure, ...] = ()
+    """Every failed attempt, those before a replay included."""
+    parked: bool = False
+    """Whether the later events of its key wait until it is replayed or discarded."""
+
+
+class Resolution(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody decided about a dead letter: a line of the audit trail."""
+
+    number: int
+    """Larger for what was decided later."""
+    at: int
+    """When: nanoseconds since 1970."""
+    action: Resolve
+    by: str
+    """Who, as they called themselves."""
+    letter: int
+    """The dead letter's number."""
+    subscription: str
+    message_id: str
+    source: str
+    type: str
+    key: str | None
+    reason: str
+    """Why it had been given up."""
+    attempts: int
 
 
 class Fate(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,8 +217,24 @@ class Trace(msgspec.Struct, frozen=True):
 Settlement: TypeAlias = tuple[Delivery, Outcome]
 
 
+class FeedWatcher(Protocol):
+    """Who is told what happens to a feed without having been asked for."""
+
+    def lost(self, deliveries: Sequence[Delivery]) -> None:
+        """The lease of these is gone: another consumer may have them already, and no outcome of them counts (G12)."""
+        ...
+
+    def paused(self) -> None:
+        """The subscription is paused: nothing comes until it goes on, and what waits here is to be given back."""
+        ...
+
+
 class Feed(Protocol):
     """An open subscription: what one consumer fetches from and settles with."""
+
+    def watch(self, watcher: FeedWatcher) -> None:
+        """Tell `watcher` from now on, on the event loop, what happens to this feed by itself."""
+        ...
 
     async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
         """Up to `limit` deliveries of at most `max_bytes` together (one may exceed it), or none after `wait` seconds.
@@ -190,12 +244,30 @@ class Feed(Protocol):
         """
         ...
 
+    def begin(self, delivery: Delivery) -> bool:
+        """A handler is about to run it. False where the lease is over, as far as is known here: then it must not.
+
+        From here on the attempt counts (G5): if this process dies before the outcome is recorded or `end` is called,
+        the next delivery of the message says `died`. Called once for each run, and never for what only waits.
+        """
+        ...
+
+    def end(self, delivery: Delivery) -> None:
+        """The handler has ended in an outcome that charges nothing: `Ack` or `Release`."""
+        ...
+
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         """Record outcomes. Returns the deliveries whose lease was lost: their outcome did not count.
 
         The one place that ends deliveries. Raises `BrokerError` if nothing was recorded; it is then safe to repeat.
-        On an ordered subscription a released event stays behind an earlier one of its key that is to be retried.
+        On an ordered subscription a released event stays behind an earlier one of its key that is to be retried, or
+        was given up where the subscription parks; and later ones stay behind one that is released for a while.
         """
+        ...
+
+    async def leave(self) -> None:
+        """Begin to close: nothing more is to be fetched here, and what is given back goes to other consumers at once,
+        while handlers still run. Raises nothing for a broker's sake: at the latest `close` has the same effect."""
         ...
 
     async def close(self) -> None:
@@ -240,12 +312,39 @@ class Broker(Protocol):
         """Open a declared subscription for one consumer."""
         ...
 
+    async def pause(self, subscription: str, paused: bool) -> None:
+        """Let no consumer of a subscription fetch until it is resumed; durable as what is declared.
+
+        Repeating it changes nothing. Raises `ConfigurationError` where there is no such subscription.
+        """
+        ...
+
     async def inspect(self) -> Inspection:
         """What is there, and how far each subscription is."""
         ...
 
-    async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
-        """The dead letters kept, oldest first; of one subscription if named."""
+    async def dead_letters(
+        self, subscription: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[DeadLettered]:
+        """The dead letters kept, oldest first; of one subscription if named.
+
+        The next `limit` after the number `after`, so that a long list is read in pages. With `None` all of them.
+        """
+        ...
+
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        """Replay or discard dead letters, all or none of them. Returns the numbers of those that were still there.
+
+        Each is a dead letter no more, and a line in the trail says that `by` decided so. A replayed one is pending
+        again for the subscription that had given up, and for no other: with its id and its history, counting
+        attempts from 1. On an ordered subscription it stays behind earlier events of its key that wait, and it is
+        delivered to no other feed while one holds later ones. What waited behind a parked one that is discarded
+        goes on; of a replayed one, when that is settled.
+        """
+        ...
+
+    async def resolutions(self, *, before: int | None = None, limit: int = 1000) -> list[Resolution]:
+        """The audit trail of `resolve`, newest last: the last `limit` lines, or the last before a number."""
         ...
 
     def read(self, topic: str, *, since: int | None = None, follow: bool = False) -> AsyncIterator[Message]:

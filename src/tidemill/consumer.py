@@ -17,20 +17,21 @@ import random
 import time
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context as Variables
 from contextvars import copy_context
 from typing import Any, Final
 
+from .attempt import Attempts
 from .broker import Feed, Settlement
 from .clock import Clock
-from .context import current
 from .errors import BrokerError
+from .gate import Gate
 from .handler import HandlerSpec
+from .isolation import Isolation
 from .lanes import Lanes
-from .message import Delivery, Failure
+from .message import Delivery
 from .outcome import ACK, RELEASE, Ack, DeadLetter, Outcome, Release, Retry, describe
-from .pipeline import compose
 from .steps import Rest
 from .telemetry import emit
 from .watchdog import ABANDON_AFTER, Running, Watchdog
@@ -48,35 +49,37 @@ hold little, so that another process finds something to do."""
 FETCH_WAIT: Final = 1.0
 YIELD_EVERY: Final = 64
 
-_TRACEBACK: Final = 4096
-
 
 class Consumer:
     """Consumes one subscription through one feed. `start`, then `drain`; not to be started again."""
 
-    def __init__(self, spec: HandlerSpec, feed: Feed, clock: Clock) -> None:
+    def __init__(self, spec: HandlerSpec, feed: Feed, clock: Clock, isolation: Isolation | None = None) -> None:
         self.spec = spec
         self.name = spec.subscription.name
         self.handled = 0
         """Deliveries that a handler brought to an outcome."""
         self.released = 0
         """Deliveries given back."""
+        self.is_paused = False
+        """Whether somebody has paused the subscription."""
         self.asked: dict[str, float] = {}
         """What the broker owes an answer to ("fetch", "settle"), and since when (monotonic)."""
         self.trouble: dict[str, tuple[float, str]] = {}
         """What fails, since when (monotonic), with which error."""
         self._feed = feed
         self._clock = clock
-        # What a user's middleware returns may be anything.
-        self._handle: Callable[[Delivery], Awaitable[object]] = compose(spec.use, spec.handle())
+        self._isolation = isolation or Isolation()
+        self._isolation.join(lambda: self.running)
+        self._gate = Gate(self.name, spec.rate, spec.circuit, self._isolation, clock)
         self._min_window = 2 * spec.concurrency
         self._window = self._min_window
         self._open = 0
         self._open_bytes = 0
         self._ready: deque[Delivery] = deque()
-        self._lanes = Lanes() if spec.subscription.ordered else None
+        self._lanes = Lanes(spec.subscription.parks) if spec.subscription.ordered else None
         self._outcomes: list[Settlement] = []
         self._watchdog = Watchdog(clock, spec.timeout, self._abandon)
+        self._attempts = Attempts(spec, self._watchdog, clock, lambda: self._stopping)
         self._idle: deque[asyncio.Future[None]] = deque()
         self._wanted: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
@@ -91,6 +94,7 @@ class Consumer:
     def start(self) -> None:
         """Begin to consume."""
         self._loop = asyncio.get_running_loop()
+        self._feed.watch(self)
         for _ in range(self.spec.concurrency):
             self._add_worker()
         self._settler = asyncio.create_task(self._settle_all(), name=f"settle {self.name}")
@@ -118,6 +122,16 @@ class Consumer:
         """The deliveries of those handlers, each with the time (nanoseconds since 1970) its timeout comes."""
         return [(running.delivery, running.deadline) for running in self._watchdog.running.values()]
 
+    @property
+    def held(self) -> bool:
+        """Whether events are here that only wait for time to pass: for the rate, or for the circuit's next probe."""
+        return self._gate.waiting and bool(self._ready) and not self._watchdog.running
+
+    @property
+    def circuit_open_since(self) -> int | None:
+        """Since when the circuit is open, in nanoseconds since 1970; None where it is closed."""
+        return self._gate.open_since
+
     def force(self) -> None:
         """Make a drain that is under way cancel what still runs."""
         self._force.set()
@@ -129,10 +143,13 @@ class Consumer:
         """
         self._stopping = True
         until = time.monotonic() + grace
+        self._gate.wake()
         if self._fetcher is not None:
             self._fetcher.cancel()
             await asyncio.wait([self._fetcher])
         self._give_back()
+        # What goes back is for others at once, while handlers still run here. However long the broker takes for that.
+        leaving = asyncio.create_task(self._feed.leave(), name=f"leave {self.name}")
         watchdog = self._watchdog
         if not await watchdog.quiet(grace, unless=self._force):
             for running in tuple(watchdog.running.values()):
@@ -150,6 +167,8 @@ class Consumer:
             if not settled:
                 emit("settle.failed", subscription=self.name, count=self._open, error="the drain did not wait for it")
             self._settler.cancel()
+        leaving.cancel()
+        await asyncio.wait([leaving])
         await self._feed.close()
         emit("consumer.stopped", subscription=self.name, handled=self.handled, released=self.released)
 
@@ -159,6 +178,28 @@ class Consumer:
         if self._lanes is not None:
             waiting += self._lanes.empty()
         self._release([(delivery, RELEASE) for delivery in waiting])
+
+    def lost(self, deliveries: Sequence[Delivery]) -> None:
+        """The lease of these is gone (G12): none of them is begun any more, and the handlers that run are told."""
+        for delivery in deliveries:
+            delivery.lost = True
+        waiting = [delivery for delivery in self._ready if delivery.lost]
+        for delivery in waiting:
+            self._ready.remove(delivery)
+            self._finish(delivery, RELEASE)
+        for running in tuple(self._watchdog.running.values()):
+            if running.delivery.lost:
+                emit("delivery.lost", subscription=self.name, message=running.delivery.message.id)
+                running.cancel("lost")
+
+    def paused(self) -> None:
+        """The subscription is paused: what runs may end, and what waits goes back."""
+        self.is_paused = True
+        self._give_back()
+
+    def resumed(self) -> None:
+        """It goes on."""
+        self.is_paused = False
 
     def _release(self, settlements: list[Settlement]) -> None:
         self._outcomes += settlements
@@ -234,8 +275,8 @@ class Consumer:
                 waiter.set_result(None)
 
     async def _work(self) -> None:
-        ready = self._ready
-        attempt = self._attempt
+        ready, gate, isolation = self._ready, self._gate, self._isolation
+        attempt, begin, end = self._attempts.run, self._feed.begin, self._feed.end
         count = 0
         while True:
             if not ready:
@@ -243,7 +284,26 @@ class Consumer:
                 self._idle.append(waiter)
                 await waiter
                 continue
+            if gate.shut or isolation.active:
+                await gate.enter()
+                if not ready:
+                    gate.unused()
+                    continue
             delivery = ready.popleft()
+            alone: Callable[[], None] | None = None
+            if delivery.history and delivery.history[-1].died:
+                if delivery.died:
+                    gate.unused()
+                    self._finish(delivery, self._attempts.died(delivery))
+                    continue
+                alone = await isolation.enter()
+            if (alone is not None and self._stopping) or not begin(delivery):
+                if alone is not None:
+                    alone()
+                gate.unused()
+                self._finish(delivery, RELEASE)
+                continue
+            turn = gate.turn
             variables = copy_context()
             coroutine = attempt(delivery)
             try:
@@ -252,11 +312,17 @@ class Consumer:
                 outcome: Outcome = done.value
             else:
                 running = self._watchdog.enter(delivery)
+                running.turn = turn
                 outcome = await self._continue(running, coroutine, variables, waiting_for)
                 if running.abandoned:
                     return  # another worker has taken this one's place, and the delivery is settled
+            if alone is not None:
+                alone()
+            if gate.troubled or outcome is not ACK:
+                self._tell_gate(delivery, outcome, turn)
             if outcome is ACK and self._lanes is None:
                 self.handled += 1
+                end(delivery)
                 self._outcomes.append((delivery, ACK))
                 if self._wanted is not None:
                     self._wake_settler()
@@ -279,42 +345,14 @@ class Consumer:
         finally:
             self._watchdog.leave(running)
 
-    async def _attempt(self, delivery: Delivery) -> Outcome:
-        """Run the pipeline once. Total: whatever it returns or raises becomes an outcome."""
-        current.set(delivery)
-        try:
-            outcome = await self._handle(delivery)
-        except BaseException as error:
-            return self._raised(delivery, error)
-        if outcome is ACK:
-            return ACK
-        if isinstance(outcome, Ack | Retry | DeadLetter | Release):
-            return outcome
-        return self._failed(delivery, TypeError(f"a middleware returned {type(outcome).__name__}, which is no outcome"))
-
-    def _raised(self, delivery: Delivery, error: BaseException) -> Outcome:
-        running = self._watchdog.running.get(id(delivery))
-        reason = None if running is None else running.cancelled_for
-        cancelled = isinstance(error, asyncio.CancelledError)
-        if reason == "drain" or (cancelled and self._stopping and reason is None):
-            return RELEASE  # whatever a handler makes of being cancelled: no attempt that was cut short is charged
-        if reason == "timeout" and cancelled:
-            error = TimeoutError(f"the handler took longer than {self.spec.timeout:g} s")
-        # A cancellation from nowhere here is the handler's failure: it awaited something that was cancelled.
-        return self._failed(delivery, error)
-
-    def _failed(self, delivery: Delivery, error: BaseException) -> Outcome:
-        trace = "".join(traceback.format_exception(error))[-_TRACEBACK:]
-        failure = Failure(delivery.attempt, self._clock.now(), describe(error), trace)
-        delivery.history = (*delivery.history, failure)
-        return self.spec.retry.outcome_of(error, delivery.attempt)
-
     def _finish(self, delivery: Delivery, outcome: Outcome) -> None:
         """Hand an outcome to the settler, and the key's lane to its next event."""
         if isinstance(outcome, Release):
             self.released += 1
         else:
             self.handled += 1
+        if isinstance(outcome, Ack | Release):
+            self._feed.end(delivery)  # any other outcome charges the attempt, so it stays begun until that is recorded
         self._outcomes.append((delivery, outcome))
         if self._wanted is not None:
             self._wake_settler()
@@ -333,8 +371,20 @@ class Consumer:
         delivery = running.delivery
         emit("delivery.abandoned", subscription=self.name, message=delivery.message.id, seconds=ABANDON_AFTER)
         error = TimeoutError(f"the handler did not end within {ABANDON_AFTER:g} s of being cancelled")
-        self._finish(delivery, self._failed(delivery, error))
+        outcome = self._attempts.failed(delivery, error)
+        self._tell_gate(delivery, outcome, running.turn)
+        self._finish(delivery, outcome)
         self._add_worker()
+
+    def _tell_gate(self, delivery: Delivery, outcome: Outcome, turn: int) -> None:
+        # What is given up before its attempts run out (rejected, unreadable, of a kind that is never retried) says
+        # nothing of how others will fare, and neither does what a middleware returned.
+        charged = isinstance(outcome, Retry) or (
+            isinstance(outcome, DeadLetter) and delivery.attempt >= self.spec.retry.attempts
+        )
+        failure = delivery.history[-1] if charged and delivery.history else None
+        failed = failure is not None and failure.attempt == delivery.attempt
+        self._gate.ended(outcome, failure.error if failure is not None and failed else None, turn)
 
     def _tell(self, delivery: Delivery, outcome: Outcome) -> None:
         match outcome:
@@ -346,6 +396,14 @@ class Consumer:
                     attempt=delivery.attempt,
                     after=round(outcome.after, 3),
                     error=outcome.reason,
+                )
+            case Release() if outcome.after:
+                emit(
+                    "delivery.postponed",
+                    subscription=self.name,
+                    message=delivery.message.id,
+                    after=round(outcome.after, 3),
+                    reason=outcome.reason,
                 )
             case DeadLetter():
                 emit(
@@ -378,10 +436,16 @@ class Consumer:
             self._open_bytes -= sum([len(delivery.message.body) for delivery, _ in batch])
             if self._lanes is not None:
                 self._lanes.recorded(batch)
-            for delivery in late:
-                emit("delivery.late", subscription=self.name, message=delivery.message.id)
+            if late:
+                self._tell_late(late, batch)
             if self._room is not None and not self._room.done() and self._open * 2 <= self._window:
                 self._room.set_result(None)
+
+    def _tell_late(self, late: list[Delivery], batch: list[Settlement]) -> None:
+        given_back = {id(delivery) for delivery, outcome in batch if isinstance(outcome, Release)}
+        for delivery in late:
+            if id(delivery) not in given_back:  # what was not run, or not to its end, is no news
+                emit("delivery.late", subscription=self.name, message=delivery.message.id)
 
     async def _record(self, batch: list[Settlement]) -> list[Delivery]:
         """Hand outcomes to the broker until it has them: a broker that is away for a while loses none."""

@@ -46,6 +46,12 @@ class Context:
         return self._delivery.subscription
 
     @property
+    def lost(self) -> bool:
+        """Whether the lease is gone (G12): another process may be handling this event, and what this run comes to does
+        not count. An `async def` handler is cancelled as well; a `def` handler that runs for long looks here."""
+        return self._delivery.lost
+
+    @property
     def correlation_id(self) -> str:
         """The flow this event belongs to. What the handler publishes joins it by itself."""
         return self._delivery.message.correlation_id or self._delivery.message.id

@@ -11,6 +11,7 @@
     │   └── StorageFull          no room, or no permission to write: nothing was stored
     ├── InvalidMessage           refused before it left: too large, a bad header, no key
     ├── PublishError             some messages are not stored, or it is not known whether they are
+    ├── ProcessDied              the process that ran the handler ended before it did
     ├── DecodeError              a message could not be turned into its event
     │   ├── UnknownEvent         no class is declared for its type
     │   └── FutureVersion        it is newer than this code
@@ -101,6 +102,11 @@ class PublishError(TidemillError):
         return type(self), (str(self), self.failed)
 
 
+class ProcessDied(TidemillError):
+    """The process that ran the handler ended, or was paused until its lease was over. Never raised: the reason of an
+    attempt that failed so, which counts like any other (G5)."""
+
+
 class DecodeError(TidemillError):
     """A message could not be turned into its event. The message is kept, byte for byte, as a dead letter."""
 
@@ -110,7 +116,7 @@ class UnknownEvent(DecodeError):
 
 
 class FutureVersion(DecodeError):
-    """The event's version is newer than this code. It is retried, as a newer consumer may be on its way."""
+    """The event's version is newer than this code. It waits, uncharged, as a newer consumer may be on its way."""
 
 
 class Directive(TidemillError):

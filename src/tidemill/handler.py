@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from .broker import Subscription
+from .circuit import Circuit
 from .codec import codec_of
 from .context import Context
 from .errors import DefinitionError, UnknownEvent
@@ -19,6 +20,7 @@ from .event import Topic, event_type, is_event, where
 from .message import Delivery, Message
 from .outcome import ACK, Outcome, RetryPolicy
 from .pipeline import Handle, Middleware
+from .rate import Rate
 from .threads import Threads
 
 
@@ -26,9 +28,11 @@ class HandlerSpec:
     """Everything declared with `@service.on`."""
 
     __slots__ = (
+        "circuit",
         "concurrency",
         "events",
         "function",
+        "rate",
         "raw",
         "retry",
         "subscription",
@@ -48,6 +52,8 @@ class HandlerSpec:
         retry: RetryPolicy,
         timeout: float | None,
         concurrency: int,
+        rate: Rate | None,
+        circuit: Circuit | None,
         use: tuple[Middleware, ...],
     ) -> None:
         self.function = function
@@ -57,6 +63,8 @@ class HandlerSpec:
         self.retry = retry
         self.timeout = timeout
         self.concurrency = concurrency
+        self.rate = rate
+        self.circuit = circuit
         self.use = use
         self.takes_context, self.raw = _check_signature(function, topic, events)
         for cls in self.classes():

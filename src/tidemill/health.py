@@ -32,7 +32,7 @@ class SubscriptionHealth(msgspec.Struct, frozen=True):
     name: str
     state: State
     why: str = ""
-    """In words, where it does not consume."""
+    """In words, where it does not consume, or not as it would."""
 
     @property
     def ready(self) -> bool:
@@ -90,4 +90,8 @@ def _subscription(consumer: Consumer) -> SubscriptionHealth:
     waited = now - min(consumer.asked.values(), default=now)
     if waited > SILENT:
         return SubscriptionHealth(consumer.name, "failing", f"the broker has not answered for {waited:.0f} s")
+    if consumer.is_paused:
+        return SubscriptionHealth(consumer.name, "paused", "somebody has paused it")
+    if consumer.circuit_open_since is not None:
+        return SubscriptionHealth(consumer.name, "consuming", "its circuit is open: one event at a time is tried")
     return SubscriptionHealth(consumer.name, "consuming")

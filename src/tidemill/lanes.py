@@ -6,7 +6,7 @@ from collections import deque
 
 from .broker import Settlement
 from .message import Delivery
-from .outcome import RELEASE, Outcome, Release, Retry
+from .outcome import RELEASE, DeadLetter, Outcome, Release, Retry
 
 
 class Lanes:
@@ -16,9 +16,12 @@ class Lanes:
     meanwhile, until the broker has recorded all of it and holds the key's events in order by itself. It may deliver
     the first of them again before its answer is here: that one is let in, and the lane begins anew behind it. What
     comes after one that is still going back is not: its turn is when that one has come again.
+
+    parks   whether a dead letter goes back too, as far as its key is concerned, for its key waits for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parks: bool = False) -> None:
+        self._returning = (Retry, Release, DeadLetter) if parks else (Retry, Release)
         self._lanes: dict[str, deque[Delivery]] = {}
         # key -> where those of its events stand that are going back.
         self._going_back: dict[str, list[int]] = {}
@@ -46,7 +49,7 @@ class Lanes:
         key = delivery.message.key
         if key is None:
             return []
-        if isinstance(outcome, Retry | Release):
+        if isinstance(outcome, self._returning):
             followers = self._lanes.pop(key, ())
             positions = self._going_back.setdefault(key, [])
             positions.append(delivery.position)
@@ -65,7 +68,7 @@ class Lanes:
         for delivery, outcome in settlements:
             key = delivery.message.key
             positions = None if key is None else self._going_back.get(key)
-            if positions and isinstance(outcome, Retry | Release) and delivery.position in positions:
+            if positions and isinstance(outcome, self._returning) and delivery.position in positions:
                 positions.remove(delivery.position)
                 if key is not None and not positions:
                     del self._going_back[key]

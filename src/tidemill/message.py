@@ -75,6 +75,8 @@ class Failure(msgspec.Struct, frozen=True):
     """The exception's type and text, one line."""
     traceback: str = ""
     """The end of the traceback, at most 4 KiB; empty where there was no exception."""
+    died: bool = False
+    """The process ended, or lost its lease, while the handler ran: nobody knows how far it came."""
 
     def __post_init__(self) -> None:
         # Exceptions can hold lone surrogates (a file's name that is not UTF-8 is enough), which no store takes.
@@ -100,6 +102,11 @@ class Delivery(msgspec.Struct, gc=False):
     history: tuple[Failure, ...] = ()
     """The failed attempts so far, oldest first."""
     token: Any = None
+    lost: bool = False
+    """The lease is gone: another consumer may have the message already, and no outcome of this run counts (G12)."""
+    died: bool = False
+    """This attempt was begun by a consumer that died, or lost its lease, before it was settled. It has failed already,
+    as the last entry of `history` says; the handler is not to run until a retry policy has had its say."""
 
 
 def check(message: Message) -> Message:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
-from .errors import MAX_DELAY, DecodeError, FutureVersion, Reject, RetryAfter
+from .errors import MAX_DELAY, DecodeError, FutureVersion, ProcessDied, Reject, RetryAfter
 
 MAX_REASON: Final = 500
 """Most characters of a reason: enough to recognise the cause. Tracebacks are kept beside it."""
@@ -51,7 +51,20 @@ class DeadLetter(msgspec.Struct, frozen=True, tag=True):
 
 
 class Release(msgspec.Struct, frozen=True, tag=True):
-    """Given back untouched, as on shutdown. The attempt does not count."""
+    """Given back untouched, as on shutdown; with `after` it is not delivered again before that many seconds.
+
+    The attempt does not count. Raises `ValueError` unless `after` is between 0 and a year. The reason is kept as one
+    line of 500 characters.
+    """
+
+    after: float = 0.0
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.after <= MAX_DELAY:
+            raise ValueError(f"Release(after={self.after!r}): give seconds, from 0 to a year")
+        if self.reason:
+            _tidy(self)
 
 
 Outcome: TypeAlias = Ack | Retry | DeadLetter | Release
@@ -74,7 +87,15 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     base       upper end of the first delay, in seconds (default 1).
     factor     what each window is multiplied by (default 4).
     cap        longest delay, in seconds (default 900: a quarter of an hour; at most a year).
+    future     seconds that an event of a newer version than this code knows waits for newer code, uncharged, before it
+               is a dead letter (default 3600: an hour, which is longer than a deployment takes; at most a year).
     never      exceptions that are permanent: dead letter at the first occurrence (default none).
+    only       the exceptions to retry; every other one is a dead letter at once (default None: all are retried). The
+               timeout is one more exception: name `TimeoutError` if what took too long is to run again.
+
+    Where an exception is in both `never` and `only`, as a subclass of a class in each, `never` wins. `RetryAfter` asks
+    for itself and is in neither. An attempt whose process died is retried whatever they say, as that was no error of
+    the handler's. A group of exceptions is in `only` if all that it holds are.
 
     Raises `ValueError` or `TypeError` where a value makes no sense.
     """
@@ -84,20 +105,44 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     base: float = 1.0
     factor: float = 4.0
     cap: float = 900.0
+    future: float = 3600.0
     never: tuple[type[BaseException], ...] = ()
+    only: tuple[type[BaseException], ...] | None = None
 
     def __post_init__(self) -> None:
+        for name, count in (("attempts", self.attempts), ("immediate", self.immediate)):
+            if type(count) is not int:
+                raise TypeError(f"RetryPolicy({name}={count!r}): give a whole number")
+        numbers = ("base", self.base), ("factor", self.factor), ("cap", self.cap), ("future", self.future)
+        for name, number in numbers:
+            if type(number) is bool or not isinstance(cast(object, number), int | float):
+                raise TypeError(f"RetryPolicy({name}={number!r}): give a number")
         if self.attempts < 1:
             raise ValueError(f"RetryPolicy(attempts={self.attempts}): at least 1, as the first run counts")
         # Written so that NaN fails too.
+        if not 0 <= self.future <= MAX_DELAY:
+            raise ValueError(f"RetryPolicy(future={self.future}): give seconds, from 0 to a year")
         if not (self.immediate >= 0 and 0 < self.base <= self.cap <= MAX_DELAY and 1 <= self.factor < math.inf):
             raise ValueError(
                 f"RetryPolicy(immediate={self.immediate}, base={self.base}, factor={self.factor}, "
                 f"cap={self.cap}): immediate must be 0 or more, base above 0, factor 1 or more, cap no less than "
                 "base and no more than a year"
             )
-        if not (isinstance(cast(object, self.never), tuple) and all(map(_is_exception, self.never))):
-            raise TypeError(f"RetryPolicy(never={self.never!r}): give a tuple of exception classes")
+        for name, classes in (("never", self.never), ("only", () if self.only is None else self.only)):
+            if not (isinstance(cast(object, classes), tuple) and all(map(is_exception, classes))):
+                raise TypeError(f"RetryPolicy({name}={classes!r}): give a tuple of exception classes")
+        if self.only is not None:
+            self._check_only(self.only)
+
+    def _check_only(self, only: tuple[type[BaseException], ...]) -> None:
+        if not only:
+            raise ValueError("RetryPolicy(only=()): that retries nothing. Write attempts=1 if that is meant")
+        for cls in only:
+            if cls in self.never:
+                raise ValueError(
+                    f"RetryPolicy(never=…, only=…): {cls.__name__} is in both, and cannot be retried and given up at "
+                    "once. Take it out of one of them"
+                )
 
     def delay(self, attempt: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
         """Seconds to wait after failed attempt number `attempt` (1 is the first)."""
@@ -118,11 +163,16 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         error = _only(error)
         if isinstance(error, Reject):
             return DeadLetter(_reason(error))
-        if isinstance(error, DecodeError) and not isinstance(error, FutureVersion):
+        if isinstance(error, FutureVersion):
+            return Release(1.0, describe(error))  # for how long in all, whoever knows since when decides
+        if isinstance(error, DecodeError):
             return DeadLetter(describe(error))
         asked = error if isinstance(error, RetryAfter) else None
-        if self.never and asked is None and isinstance(error, self.never):
+        if self.never and asked is None and not isinstance(error, ProcessDied) and isinstance(error, self.never):
             return DeadLetter(f"{describe(error)} (an error the policy never retries)")
+        if self.only is not None and asked is None and not is_one_of(error, (*self.only, ProcessDied)):
+            names = ", ".join([cls.__name__ for cls in self.only])
+            return DeadLetter(f"{describe(error)} (an error the policy does not retry: only {names})")
         if attempt >= self.attempts:
             return DeadLetter(f"{describe(error)} (attempt {attempt} of {self.attempts})")
         if asked is not None:
@@ -158,7 +208,7 @@ def _is_storable(char: str) -> bool:
     return char.isprintable() or not (char < " " or "\x7f" <= char < "\xa0" or "\ud800" <= char <= "\udfff")
 
 
-def _tidy(outcome: Retry | DeadLetter) -> None:
+def _tidy(outcome: Retry | DeadLetter | Release) -> None:
     reason = cast(object, outcome.reason)
     tidy = one_line(reason if isinstance(reason, str) else str(reason))
     if tidy is not reason:
@@ -171,10 +221,20 @@ def _only(error: BaseException) -> BaseException:
     return _only(inside[0]) if len(inside) == 1 else error
 
 
+def is_one_of(error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:
+    """Whether an exception is of one of these classes, or is a group and all that it holds are."""
+    if isinstance(error, classes):
+        return True
+    is_group = isinstance(error, BaseExceptionGroup)
+    inside: tuple[BaseException, ...] = cast(Any, error).exceptions if is_group else ()
+    return bool(inside) and all(is_one_of(each, classes) for each in inside)
+
+
 def _reason(error: Reject | RetryAfter) -> str:
     reason = getattr(error, "reason", None)
     return reason if isinstance(reason, str) else describe(error)
 
 
-def _is_exception(cls: object) -> bool:
+def is_exception(cls: object) -> bool:
+    """Whether it is a class of exceptions."""
     return isinstance(cls, type) and issubclass(cls, BaseException)

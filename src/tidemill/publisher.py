@@ -32,7 +32,7 @@ class Publisher:
     """
 
     def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+        self.broker = broker
         # Where batches gain nothing a message goes straight through: no future, no turn of the loop.
         self._direct = broker.capabilities.publish_batch <= 1
         self._limit = min(MAX_BATCH, max(1, broker.capabilities.publish_batch)) // IN_FLIGHT
@@ -49,7 +49,7 @@ class Publisher:
         """
         if self._direct:
             try:
-                receipt = (await self._broker.publish((message,), due=due))[0]
+                receipt = (await self.broker.publish((message,), due=due))[0]
             except Exception as error:
                 receipt = _receipt_of(error)
         elif due is not None:
@@ -68,7 +68,7 @@ class Publisher:
         """Create the topic on the broker if it is missing; once, however many callers publish to it first."""
         async with self._declaring:
             if topic.name not in self.topics:
-                await self._broker.declare([TopicSpec(topic.name, topic.key, topic.retain.total_seconds())], [])
+                await self.broker.declare([TopicSpec(topic.name, topic.key, topic.retain.total_seconds())], [])
                 self.topics.add(topic.name)
 
     async def publish_many(self, messages: Sequence[Message], due: int | None = None) -> list[Receipt]:
@@ -108,9 +108,9 @@ class Publisher:
     async def _send(self, messages: Sequence[Message], due: int | None) -> list[Receipt]:
         try:
             if self._direct:
-                return await self._broker.publish(messages, due=due)
+                return await self.broker.publish(messages, due=due)
             async with asyncio.timeout(CONFIRM):
-                return await self._broker.publish(messages, due=due)
+                return await self.broker.publish(messages, due=due)
         except Exception as error:
             return [_receipt_of(error)] * len(messages)
 

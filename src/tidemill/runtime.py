@@ -7,20 +7,23 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from .broker import DEFAULT_URL, Broker, connect
-from .clock import Clock, SystemClock
+from .clock import Clock, SystemClock, ticking
 from .consumer import Consumer
-from .errors import ConfigurationError
+from .errors import ConfigurationError, Unsupported
 from .handler import HandlerSpec
+from .isolation import Isolation
 from .loop_watch import LEAST_STUCK, LoopWatch
 from .publisher import Publisher
 from .telemetry import emit
 from .watchdog import ABANDON_AFTER
 
 if TYPE_CHECKING:
+    from .chaos import Chaos
     from .service import Service
 
 GRACE = 25.0
@@ -49,16 +52,19 @@ class Runtime:
         clock: Clock | None = None,
         *,
         consume: bool = True,
+        chaos: Chaos | None = None,
         owned: bool = False,
     ) -> None:
         self.services = list(services)
-        self.broker = broker
+        self.broker = broker if chaos is None else chaos.broker(broker)
         self.clock: Clock = clock or SystemClock()
         self.consumers: list[Consumer] = []
         self.state: Literal["starting", "running", "draining", "stopped"] = "starting"
         self.watch: LoopWatch | None = None
         """What watches the event loop, while this consumes. Not in a test that owns time."""
         self._consume = consume
+        self._chaos = chaos
+        self._isolation = Isolation()
         self._owned = owned
         self._stack = AsyncExitStack()
         self._drained = False
@@ -69,6 +75,9 @@ class Runtime:
         Raises a `TidemillError` where anything of it is impossible; nothing stays open then.
         """
         specs = [spec for service in self.services for spec in service.handlers]
+        if self._chaos is not None:
+            self._chaos.tell()
+            specs = [self._chaos.handler(spec) for spec in specs]
         _refuse_shared_names(self.services, specs)
         async with AsyncExitStack() as stack:
             if self._consume and isinstance(self.clock, SystemClock):
@@ -77,6 +86,7 @@ class Runtime:
                 stack.callback(self.watch.stop)
             stack.push_async_callback(self.broker.close)
             await self.broker.open()
+            _refuse_long_runs(self.broker, specs)
             publisher = Publisher(self.broker)
             stack.push_async_callback(publisher.close)
             for topic in {spec.topic.name: spec.topic for spec in specs}.values():
@@ -88,11 +98,13 @@ class Runtime:
                 for spec in specs:
                     feed = await self.broker.subscribe(spec.subscription)
                     stack.push_async_callback(feed.close)
-                    self.consumers.append(Consumer(spec, feed, self.clock))
+                    self.consumers.append(Consumer(spec, feed, self.clock, self._isolation))
                 await self._warn_of_orphans(specs)
             self._stack = stack.pop_all()
+            variables = copy_context()
+            variables.run(ticking.set, self.clock)
             for consumer in self.consumers:  # last, and without waiting for anything: nothing can fail behind it
-                consumer.start()
+                variables.run(consumer.start)
             self.state = "running"
 
     async def drain(self, grace: float = GRACE) -> None:
@@ -130,7 +142,7 @@ class Runtime:
 
 async def run_until_signal(
     services: Sequence[Service[Any]],
-    url: str | None = None,
+    broker: str | Broker | None = None,
     *,
     grace: float = GRACE,
     starting: Callable[[Runtime], object] | None = None,
@@ -147,7 +159,7 @@ async def run_until_signal(
     grace (after the second signal: after 15 seconds), and with 70 where the event loop is stuck (see `loop_watch`).
     """
     clock = SystemClock()
-    runtime = Runtime(services, connect(url or default_url(), clock), clock, owned=True)
+    runtime = Runtime(services, open_broker(broker, clock), clock, chaos=chaos_asked_for(clock), owned=True)
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
@@ -205,6 +217,27 @@ def _stuck_after(specs: Sequence[HandlerSpec]) -> float | None:
 def open_broker(broker: str | Broker | None, clock: Clock) -> Broker:
     """A broker as it is, or the one for a URL; by default `default_url()`."""
     return connect(broker or default_url(), clock) if isinstance(broker, str | None) else broker
+
+
+def chaos_asked_for(clock: Clock) -> Chaos | None:
+    """The faults that `$TIDEMILL_CHAOS` asks for. Raises `ConfigurationError` where that makes no sense."""
+    if not os.environ.get("TIDEMILL_CHAOS"):
+        return None
+    from .chaos import Chaos
+
+    return Chaos.from_environment(os.environ, clock)
+
+
+def _refuse_long_runs(broker: Broker, specs: Sequence[HandlerSpec]) -> None:
+    longest = broker.capabilities.longest_run
+    for spec in specs:
+        if longest is not None and (spec.timeout is None or spec.timeout > longest):
+            timeout = "no timeout" if spec.timeout is None else f"a timeout of {spec.timeout:g} s"
+            raise Unsupported(
+                f"{spec.subscription.name} has {timeout}, and {broker.url} takes events away from handlers that run "
+                f"for longer than {longest:g} s: they would run twice at once. Nothing was started. "
+                f"Give @service.on(timeout={longest:g}) or less."
+            )
 
 
 def _refuse_shared_names(services: Sequence[Service[Any]], specs: Sequence[HandlerSpec]) -> None:

@@ -9,10 +9,11 @@ from types import UnionType
 from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 from .broker import Broker, Subscription
+from .circuit import Circuit
 from .clock import Clock, SystemClock
 from .codec import to_message
 from .context import Context, current
-from .errors import ConfigurationError, DefinitionError
+from .errors import MAX_DELAY, ConfigurationError, DefinitionError
 from .event import Topic, check_name, event_type, where
 from .handler import HandlerSpec, events_of
 from .health import Health, health_of
@@ -20,7 +21,8 @@ from .message import Message
 from .outcome import RetryPolicy
 from .pipeline import Middleware
 from .publisher import Publisher
-from .runtime import GRACE, Runtime, open_broker, run_until_signal
+from .rate import Rate
+from .runtime import GRACE, Runtime, chaos_asked_for, open_broker, run_until_signal
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -31,6 +33,7 @@ E = TypeVar("E")
 Result = TypeVar("Result")
 
 _DEFAULT_RETRY = RetryPolicy()
+_DEFAULT_CIRCUIT = Circuit()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = 2**63 - 1
 
@@ -42,9 +45,12 @@ class HandlerOptions(TypedDict, total=False):
     retry: RetryPolicy
     timeout: float | timedelta | None
     concurrency: int
+    rate: Rate | None
+    circuit: Circuit | None
     ordered: bool | None
     start: Literal["now", "beginning"] | datetime
     renamed_from: str | None
+    after_dead_letter: Literal["continue", "park"]
     use: Iterable[Middleware]
 
 
@@ -121,9 +127,12 @@ class Service(Generic[R]):
         retry: RetryPolicy = _DEFAULT_RETRY,
         timeout: float | timedelta | None = 60.0,
         concurrency: int = 16,
+        rate: Rate | None = None,
+        circuit: Circuit | None = _DEFAULT_CIRCUIT,
         ordered: bool | None = None,
         start: Literal["now", "beginning"] | datetime = "now",
         renamed_from: str | None = None,
+        after_dead_letter: Literal["continue", "park"] = "continue",
         use: Iterable[Middleware] = (),
     ) -> Any:
         """Declare a handler: `@service.on(PaymentConfirmed)`. The function is returned unchanged.
@@ -137,10 +146,18 @@ class Service(Generic[R]):
         timeout       seconds (or a timedelta) one attempt may take; None for no limit. Default 60. The handler is
                       cancelled then, which counts as a failed attempt; a `def` handler runs on in its thread.
         concurrency   most events handled at once in one process. Default 16.
+        rate          most handlers that begin in a time, in one process: `Rate(100)`. Default: no limit.
+        circuit       when everything fails, events wait uncharged while one at a time is tried: see `Circuit`, which
+                      opens after 20 failures in a row by default. None: every event goes through its retries.
         ordered       one event of a key at a time, in order (G6). Default: whether the topic has a key.
         start         where a *new* subscription begins: `"now"` (the default: adding a handler does not repeat the
                       past), `"beginning"`, or a point in time. An existing one goes on where it was.
         renamed_from  the full name this subscription had before; its backlog moves along.
+        after_dead_letter
+                      what becomes of a key after one of its events was given up (G6): its later events are handled
+                      (`"continue"`, the default: one bad event must not stop the rest), or wait, uncharged, until
+                      that one is replayed or discarded (`"park"`: for events that make no sense without it). Other
+                      keys go on either way.
         use           middlewares around this handler, outermost first.
 
         Raises `DefinitionError` where the function's annotation disagrees with the events, a chain of upcasters has
@@ -148,14 +165,30 @@ class Service(Generic[R]):
         """
         topic, classes = events_of(events)
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        if seconds is not None and seconds <= 0:
-            raise DefinitionError(f"@on(timeout={timeout!r}): give more than 0 seconds, or None for no limit.")
-        if concurrency < 1:
-            raise DefinitionError(f"@on(concurrency={concurrency!r}): give at least 1.")
+        if seconds is not None and not (0 < seconds <= MAX_DELAY):  # written so that NaN fails too
+            raise DefinitionError(
+                f"@on(timeout={timeout!r}): give more than 0 seconds and at most a year, or None for no limit."
+            )
+        if type(cast(object, concurrency)) is not int or concurrency < 1:
+            raise DefinitionError(f"@on(concurrency={concurrency!r}): give a whole number, at least 1.")
+        for option, value, kind in (("retry", retry, RetryPolicy), ("rate", rate, Rate), ("circuit", circuit, Circuit)):
+            if not isinstance(value, kind) and (value is not None or option == "retry"):
+                raise DefinitionError(f"@on({option}={value!r}): give a {kind.__name__}, as in {kind.__name__}(...).")
         if ordered and topic.key is None:
             raise DefinitionError(
                 f"@on(ordered=True): topic {topic.name!r} has no key to be ordered by. Declare it as "
                 f"Topic({topic.name!r}, key=...)."
+            )
+        by_key = topic.key is not None if ordered is None else ordered
+        if after_dead_letter not in ("continue", "park"):
+            raise DefinitionError(f'@on(after_dead_letter={after_dead_letter!r}): give "continue" or "park".')
+        if after_dead_letter == "park" and not by_key:
+            way_out = (
+                "Remove ordered=False" if topic.key is not None else f"Declare it as Topic({topic.name!r}, key=...)"
+            )
+            raise DefinitionError(
+                f'@on(after_dead_letter="park"): without order no event waits for another. {way_out}, or remove the '
+                "option."
             )
         if isinstance(start, datetime):
             if start.tzinfo is None:
@@ -184,15 +217,18 @@ class Service(Generic[R]):
                     name=full,
                     topic=topic.name,
                     types=None if classes is None else tuple(sorted(_type_names(topic, classes))),
-                    ordered=topic.key is not None if ordered is None else ordered,
+                    ordered=by_key,
                     start=begin,
                     renamed_from=renamed_from,
+                    parks=after_dead_letter == "park",
                 ),
                 topic,
                 classes,
                 retry=retry,
                 timeout=seconds,
                 concurrency=concurrency,
+                rate=rate,
+                circuit=circuit,
                 use=tuple(use),
             )
             self.handlers.append(spec)
@@ -279,6 +315,32 @@ class Service(Generic[R]):
             raise ValueError("brokers keep time in 64 bits of nanoseconds, which end in the year 2262")
         return due
 
+    # --------------------------------------------------------------- pausing
+
+    async def pause(self, handler: str) -> None:
+        """Let no consumer of a handler's subscription, in any process, begin anything more until `resume`.
+
+        What runs finishes, what waits goes back uncharged, and the events that come meanwhile wait. It survives
+        restarts. Raises `ConfigurationError` where the service does not run or has no such handler.
+
+        handler  its name: the function's, or the one given with `name=`.
+        """
+        await self._set_paused(handler, True)
+
+    async def resume(self, handler: str) -> None:
+        """Let the consumers of a paused subscription go on. Where it was not paused, nothing changes."""
+        await self._set_paused(handler, False)
+
+    async def _set_paused(self, handler: str, paused: bool) -> None:
+        if self._publisher is None:
+            raise _not_running(self, "cannot pause or resume")
+        names = [spec.subscription.name for spec in self.handlers]
+        name = f"{self.name}.{handler}"
+        if name not in names:
+            known = ", ".join(one.partition(".")[2] for one in names) or "none"
+            raise ConfigurationError(f"service {self.name!r} has no handler {handler!r}. It has: {known}.")
+        await self._publisher.broker.pause(name, paused)
+
     # --------------------------------------------------------------- running
 
     @asynccontextmanager
@@ -297,7 +359,8 @@ class Service(Generic[R]):
         grace    seconds running handlers have to finish at the end.
         """
         time = clock or SystemClock()
-        runtime = Runtime([self], open_broker(broker, time), time, consume=consume)
+        chaos = chaos_asked_for(time) if isinstance(broker, str | None) else None
+        runtime = Runtime([self], open_broker(broker, time), time, consume=consume, chaos=chaos)
         await runtime.start()
         try:
             yield self

@@ -5,11 +5,17 @@
 | `consumer.started` | info | a subscription begins to consume | subscription, topic, concurrency |
 | `consumer.stopped` | info | it has drained | subscription, handled, released |
 | `delivery.retry` | warning | a handler failed and runs again | subscription, message, attempt, after, error |
+| `delivery.future` | warning | an event is newer than this code, and waits | subscription, message, reason |
+| `delivery.postponed` | info | given back uncharged, to come again later | subscription, message, after, reason |
 | `delivery.dead_letter` | error | a message was given up | subscription, message, attempt, reason |
+| `delivery.lost` | warning | a running handler lost its lease: it is cancelled | subscription, message |
 | `delivery.late` | warning | a lease was lost: the outcome did not count | subscription, message |
 | `delivery.abandoned` | error | a handler did not end after it was cancelled | subscription, message, seconds |
+| `circuit.opened` | error | everything fails: one at a time is tried, the rest waits | subscription, failures, error |
+| `circuit.closed` | warning | one of them succeeded: all goes on | subscription |
 | `settle.failed` | error | outcomes could not be recorded; it is tried again, or, in a drain, what they are of is delivered again | subscription, count, error |
 | `fetch.failed` | error | nothing could be fetched; it is tried again | subscription, error |
+| `chaos.enabled` | warning | faults happen on purpose: `$TIDEMILL_CHAOS` is set | probability, seed |
 | `subscription.orphaned` | warning | a durable subscription with a backlog has no handler | subscription, backlog |
 | `loop.blocked` | warning | the event loop stands still; the handler in its way, if it is one, and where it is | seconds, subscription, message, stack |
 | `loop.unblocked` | warning | it goes on, after having stood still (by whatever, SIGSTOP too) for so long | seconds |
@@ -34,11 +40,17 @@ LEVELS: dict[str, int] = {
     "consumer.started": logging.INFO,
     "consumer.stopped": logging.INFO,
     "delivery.retry": logging.WARNING,
+    "delivery.future": logging.WARNING,
+    "delivery.postponed": logging.INFO,
     "delivery.dead_letter": logging.ERROR,
+    "delivery.lost": logging.WARNING,
     "delivery.late": logging.WARNING,
     "delivery.abandoned": logging.ERROR,
+    "circuit.opened": logging.ERROR,
+    "circuit.closed": logging.WARNING,
     "settle.failed": logging.ERROR,
     "fetch.failed": logging.ERROR,
+    "chaos.enabled": logging.WARNING,
     "subscription.orphaned": logging.WARNING,
     "loop.blocked": logging.WARNING,
     "loop.unblocked": logging.WARNING,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from .clock import Clock, Timer
 from .message import Delivery
@@ -16,23 +16,29 @@ ABANDON_AFTER: Final = 10.0
 """Seconds a cancelled handler has to end before it is left to itself."""
 
 
+Why: TypeAlias = Literal["timeout", "drain", "lost"]
+"""What a handler is cancelled for: its time is up, the drain's grace is, or its lease is gone."""
+
+
 class Running:
     """A handler that is waiting for something."""
 
-    __slots__ = ("abandoned", "cancelled_for", "deadline", "delivery", "task")
+    __slots__ = ("abandoned", "cancelled_for", "deadline", "delivery", "task", "turn")
 
     def __init__(self, delivery: Delivery, task: asyncio.Task[Any], deadline: int | None) -> None:
         self.delivery = delivery
         self.task = task
         self.deadline = deadline
-        self.cancelled_for: Literal["timeout", "drain"] | None = None
+        self.cancelled_for: Why | None = None
         self.abandoned = False
+        self.turn = 0
+        """The gate's, in which it began."""
 
-    def cancel(self, reason: Literal["timeout", "drain"]) -> None:
+    def cancel(self, reason: Why) -> None:
         """Cancel it, once."""
         if self.cancelled_for is None:
             self.cancelled_for = reason
-            self.task.cancel()
+            self.task.cancel(reason)  # which middlewares can read
 
 
 class Watchdog:
@@ -67,6 +73,11 @@ class Watchdog:
         self._forget(running)
         if running.cancelled_for is not None:
             running.task.uncancel()
+
+    def why_cancelled(self, delivery: Delivery) -> Why | None:
+        """What a running handler was cancelled for, if it was."""
+        running = self.running.get(id(delivery))
+        return None if running is None else running.cancelled_for
 
     def give_up(self, running: Running) -> None:
         """Leave a handler to itself: what it ends in does not count."""

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tidemill.attempt import Attempts
 from tidemill.broker import (
     STORED,
     Broker,
@@ -17,17 +18,17 @@ from tidemill.broker import (
     DeadLettered,
     Feed,
     Receipt,
+    Resolve,
     Settlement,
     Subscription,
     Support,
     TopicSpec,
 )
-from tidemill.consumer import Consumer
 from tidemill.ids import new_id
 from tidemill.message import Delivery, Message
-from tidemill.outcome import ACK, Ack, Outcome, Release, Retry
+from tidemill.outcome import ACK, RELEASE, Ack, Outcome, Release, Retry
+from tidemill.stand_in import BrokerStandIn, FeedStandIn
 from tidemill.testing.conformance import PROMISES, SCENARIOS, CannotRun, Place, perform, table
-from tidemill.testing.stand_in import BrokerStandIn, FeedStandIn
 
 PATIENCE = 0.7
 
@@ -64,6 +65,12 @@ class ChargesReleases(WithFeed):
             return await self.real.settle(
                 [(d, Retry(0, "released") if isinstance(o, Release) else o) for d, o in settlements]
             )
+
+
+class ReleasesAtOnce(WithFeed):
+    class feed(FeedStandIn):
+        async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
+            return await self.real.settle([(d, RELEASE if isinstance(o, Release) else o) for d, o in settlements])
 
 
 class ForgetsAttempts(WithFeed):
@@ -222,7 +229,9 @@ class IgnoresDelays(BrokerStandIn):
 class MendsDeadLetters(BrokerStandIn):
     """Keeps dead letters as text."""
 
-    async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
+    async def dead_letters(
+        self, subscription: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[DeadLettered]:
         return [
             msgspec.structs.replace(
                 letter,
@@ -230,8 +239,53 @@ class MendsDeadLetters(BrokerStandIn):
                     letter.message, body=letter.message.body.decode("utf-8", "replace").encode()
                 ),
             )
-            for letter in await self.real.dead_letters(subscription)
+            for letter in await self.real.dead_letters(subscription, after=after, limit=limit)
         ]
+
+
+class ForgetsPages(BrokerStandIn):
+    async def dead_letters(
+        self, subscription: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[DeadLettered]:
+        return await self.real.dead_letters(subscription, limit=limit)
+
+
+class ReplaysToEverybody(BrokerStandIn):
+    """Publishes anew what is replayed."""
+
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        letters = {letter.number: letter for letter in await self.real.dead_letters()}
+        if action == "replay":
+            await self.real.publish(
+                [msgspec.structs.replace(letters[n].message, id=new_id()) for n in numbers if n in letters]
+            )
+        return await self.real.resolve("discard", numbers, by=by)
+
+
+class ReplaysWithoutRemoving(BrokerStandIn):
+    """Two operators at once replay the same dead letters twice."""
+
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        await self.real.resolve(action, numbers, by=by)
+        return list(numbers)
+
+
+class NamesNobody(BrokerStandIn):
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        return await self.real.resolve(action, numbers, by="somebody")
+
+
+class DropsWhatIsReplayed(BrokerStandIn):
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        return await self.real.resolve("discard", numbers, by=by)
+
+
+class NeverParks(BrokerStandIn):
+    async def declare(self, topics: Sequence[TopicSpec], subscriptions: Sequence[Subscription]) -> None:
+        await self.real.declare(topics, [msgspec.structs.replace(spec, parks=False) for spec in subscriptions])
+
+    async def subscribe(self, subscription: Subscription) -> Feed:
+        return await self.real.subscribe(msgspec.structs.replace(subscription, parks=False))
 
 
 class CutsTimes(BrokerStandIn):
@@ -251,6 +305,10 @@ CAUGHT_BY: list[tuple[type[BrokerStandIn], str]] = [
     (LosesReleases, "stopping_and_starting_repeats_nothing"),
     (ChargesReleases, "a_release_is_not_charged"),
     (ChargesReleases, "running_handlers_finish_and_the_rest_is_given_back"),
+    (ChargesReleases, "a_delayed_release_waits_uncharged"),
+    (ReleasesAtOnce, "a_delayed_release_waits_uncharged"),
+    (ReleasesAtOnce, "a_key_waits_for_a_delayed_release"),
+    (IgnoresOrder, "a_key_waits_for_a_delayed_release"),
     (ForgetsAttempts, "a_retry_comes_back_with_its_history"),
     (ForgetsAttempts, "attempts_run_out"),
     (RetriesAtOnce, "a_retry_waits_for_its_delay"),
@@ -273,6 +331,18 @@ CAUGHT_BY: list[tuple[type[BrokerStandIn], str]] = [
     (IgnoresDelays, "a_delayed_message_appears_when_it_is_due"),
     (MendsDeadLetters, "a_dead_letter_is_kept_whole"),
     (MendsDeadLetters, "what_cannot_be_read_blocks_nobody"),
+    (ForgetsPages, "dead_letters_come_in_pages"),
+    (ReplaysToEverybody, "a_replay_reaches_the_failing_subscription_alone"),
+    (ReplaysWithoutRemoving, "a_dead_letter_is_resolved_once"),
+    (NamesNobody, "the_trail_says_who_decided_what"),
+    (DropsWhatIsReplayed, "a_replayed_event_may_fail_again"),
+    (DropsWhatIsReplayed, "a_dead_letter_outlives_its_topics_retention"),
+    (DropsWhatIsReplayed, "a_replay_frees_a_parked_key_in_order"),
+    (ForgetsAttempts, "a_replayed_event_may_fail_again"),
+    (IgnoresOrder, "a_replayed_event_waits_behind_an_earlier_retry"),
+    (NeverParks, "a_parked_key_waits_and_others_go_on"),
+    (NeverParks, "a_discard_frees_a_parked_key"),
+    (NeverParks, "a_service_parks_and_goes_on"),
     (CutsTimes, "what_is_published_arrives_unchanged"),
 ]
 
@@ -282,6 +352,8 @@ CAUGHT_ON_DISK: list[tuple[type[BrokerStandIn], str]] = [
     (KeepsWhatItHeld, "closing_gives_back_what_is_not_settled"),
     (ForgetsDuplicates, "duplicates_are_known_after_a_restart"),
     (LosesReleases, "order_survives_a_restart"),
+    (DropsWhatIsReplayed, "a_replay_survives_a_restart"),
+    (NeverParks, "a_parked_key_waits_across_a_restart"),
 ]
 
 
@@ -299,17 +371,17 @@ def test_a_wrong_durable_broker_is_caught(mutant: type[BrokerStandIn], scenario:
 def test_a_consumer_that_takes_cancelling_for_success_is_caught(
     scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raised = Consumer._raised
+    raised = Attempts._raised
 
-    def takes_it_for_success(self: Consumer, delivery: Delivery, error: BaseException) -> Outcome:
+    def takes_it_for_success(self: Attempts, delivery: Delivery, error: BaseException) -> Outcome:
         return ACK if isinstance(error, asyncio.CancelledError) else raised(self, delivery, error)
 
-    monkeypatch.setattr(Consumer, "_raised", takes_it_for_success)
+    monkeypatch.setattr(Attempts, "_raised", takes_it_for_success)
     assert fails(scenario, "memory:", tmp_path)
 
 
 def test_a_consumer_that_loses_what_a_handler_raised_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Consumer, "_failed", lambda *_: ACK)
+    monkeypatch.setattr(Attempts, "failed", lambda *_: ACK)
     for scenario in (
         "whatever_a_handler_raises_is_settled",
         "attempts_run_out",

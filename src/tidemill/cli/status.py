@@ -29,7 +29,7 @@ def command(broker: str, as_json: bool, watch: bool) -> None:
     """Show the topics there are and how far each subscription is.
 
     BACKLOG is what is not settled yet, RETRYING the part of it that failed at least once, DEAD what was given up,
-    OLDEST the age of the oldest message in the backlog.
+    OLDEST the age of the oldest message in the backlog, CONSUMERS the processes that consume, or that it is paused.
     """
     run_async(_status(broker, as_json, watch))
 
@@ -70,7 +70,7 @@ def _text(broker: Broker, found: Inspection) -> str:
             warn_if(one.retrying, "yellow"),
             warn_if(one.dead, "red"),
             "-" if one.oldest is None else age((now - one.oldest) / 1e9),
-            f"{one.consumers:,}",
+            click.style("paused", fg="yellow", bold=True) if one.paused else f"{one.consumers:,}",
             f"{one.acked:,}",
             f"{one.retried:,}",
         )

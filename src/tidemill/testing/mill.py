@@ -17,7 +17,7 @@ from ..errors import ConfigurationError, DecodeError
 from ..event import event_type
 from ..handler import HandlerSpec
 from ..message import Delivery, Message, check
-from ..outcome import Ack, DeadLetter
+from ..outcome import Ack
 from ..publisher import Publisher
 from ..runtime import Runtime
 from ..service import Service
@@ -179,10 +179,11 @@ class Mill:
         while True:
             await self._turns()
             left = deadline - time.monotonic()
-            if self._broker.active():
+            held = self._held()
+            if self._broker.active() and not held:
                 if left <= 0 or not await self._progress(left):
                     raise self._not_settled(within, begun)
-            elif self._broker.delayed():
+            elif self._broker.delayed() or held:
                 if left <= 0:
                     raise self._not_settled(within, begun)
                 due = self._clock.next_due()
@@ -218,7 +219,7 @@ class Mill:
         while True:
             steps = self._record.steps
             await self._turns()
-            if not self._broker.active():
+            if not self._broker.active() or self._held():
                 return
             if time.monotonic() >= deadline:
                 raise self._not_settled(within, begun)
@@ -230,6 +231,13 @@ class Mill:
             if not await self._progress(patience):
                 self._hanging = working
                 return
+
+    def _held(self) -> bool:
+        """Whether all that is ready or at work waits for time to pass, as for a rate or an open circuit."""
+        working = len(self._at_work())
+        if working:
+            return working == self._clock.sleeping
+        return any(consumer.held for consumer in self._runtime.consumers)
 
     async def _turns(self) -> None:
         """Let everybody take some steps."""
@@ -303,25 +311,20 @@ class Mill:
         ]
 
     def dead_letters(self, subscription: str | Callable[..., object] | None = None) -> list[DeadLettered]:
-        """What was given up, in that order; by one handler (or the subscription of that name) if given.
+        """The dead letters there are, in the order they were given up; of one handler (or subscription) if given.
 
         Raises `ValueError` where it is no handler of these services.
         """
         names = None if subscription is None else {spec.subscription.name for spec in self._named(subscription)}
-        return [
-            DeadLettered(
-                subscription=delivery.subscription,
-                message=delivery.message,
-                reason=attempt.outcome.reason,
-                attempts=delivery.attempt,
-                at=attempt.at,
-                history=delivery.history,
-            )
-            for attempt in self._record.attempts
-            if isinstance(attempt.outcome, DeadLetter) and not attempt.late
-            for delivery in (attempt.delivery,)
-            if names is None or delivery.subscription in names
-        ]
+        return [letter for letter in self._broker.letters() if names is None or letter.subscription in names]
+
+    async def replay(self, subscription: str | Callable[..., object] | None = None) -> int:
+        """Replay dead letters as an operator would: all, or those of one handler (or subscription). Returns how many.
+
+        Raises `ValueError` where it is no handler of these services.
+        """
+        numbers = [letter.number for letter in self.dead_letters(subscription)]
+        return len(await self._broker.resolve("replay", numbers, by=SOURCE))
 
     def story(self) -> str:
         """All that happened so far, as text: who published what, what came of it, and what that caused."""

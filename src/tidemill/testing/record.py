@@ -11,7 +11,7 @@ from ..clock import Clock
 from ..context import current
 from ..message import Delivery, Message
 from ..outcome import Outcome, Release
-from .stand_in import BrokerStandIn, FeedStandIn
+from ..stand_in import BrokerStandIn, FeedStandIn
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):

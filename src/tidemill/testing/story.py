@@ -144,8 +144,8 @@ class _Teller:
                 case Retry(after=after):
                     number += 1
                     due = attempt.at + round(after * 1e9)
-                case Release():
-                    pass
+                case Release(after=after):
+                    due = attempt.at + round(after * 1e9) if after else None
         working = self._working.get(handling)
         if working is not None:
             doing = "was running when the test ended" if self._ended else "is running"
@@ -193,8 +193,9 @@ def _ending(attempt: Attempt) -> str:
             return f"{reason}{_place(attempt)}, {again}{late}"
         case DeadLetter(reason=reason):
             return f"dead letter: {reason}{_place(attempt)}{late}"
-        case Release():
-            return f"given back{late}"
+        case Release(after=after, reason=reason):
+            why = f"given back: {reason}" if reason else "given back"
+            return f"{why}, again in {_number(after)} s{late}" if after else f"{why}{late}"
 
 
 def _place(attempt: Attempt) -> str:

@@ -69,9 +69,9 @@ def test_a_file_that_is_no_database_is_not_touched(tmp_path: Path) -> None:
 def test_a_file_of_a_newer_tidemill_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     asyncio.run(open_and_close(path))
-    change(path, "pragma user_version = 2")
+    change(path, "pragma user_version = 3")
     text = refusal(path, NotTidemillStorage)
-    assert "written by a newer Tidemill (schema 2, this one knows 1). It was not touched. Upgrade" in text
+    assert "written by a newer Tidemill (schema 3, this one knows 2). It was not touched. Upgrade" in text
 
 
 def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_damaged_file_says_so(tmp_path: Path) -> None:
 
     asyncio.run(fill())
     asyncio.run(open_and_close(path))
-    log = rows(path, "select rootpage from sqlite_master where tbl_name = 'tidemill_log'")
+    log = rows(path, "select rootpage from sqlite_master where tbl_name = 'tidemill_log' and rootpage > 0")
     with path.open("r+b") as file:
         for (page,) in log:
             file.seek((int(str(page)) - 1) * 4096)

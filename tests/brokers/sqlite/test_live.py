@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tidemill.brokers.sqlite.journal import CELLS
 from tidemill.brokers.sqlite.live import Life
 
 
@@ -23,13 +24,15 @@ def test_a_life_is_seen_by_others_until_it_ends(tmp_path: Path) -> None:
 
 def test_a_death_is_seen_by_all_however_many_look_at_once(tmp_path: Path) -> None:
     first, second, victim = (Life(f"{tmp_path}/a.db") for _ in range(3))
-    os.close(victim._file)  # what the kernel does when a process ends
+    victim.forked()  # what the kernel does when a process ends
     # Both have the dead one's file open; the first to get the lock takes the file away.
     file = os.open(victim._folder / victim.token, os.O_RDWR)
     assert not first.is_alive(victim.token)
+    first.bury(victim.token)
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(file)
     assert not second.is_alive(victim.token)
+    second.bury(victim.token)
     assert not first.is_alive(victim.token)
     first.end(), second.end()
 
@@ -64,7 +67,7 @@ def test_a_sign_that_was_found_before_it_was_locked_is_made_again(
         if not taken:
             (name,) = [each for each in os.listdir(f"{tmp_path}/a.db-live") if each != other.token]
             taken.append(name)
-            assert not other.is_alive(name)
+            other.bury(name)
         lock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", lock_late)
@@ -78,10 +81,39 @@ def test_a_sign_that_was_found_before_it_was_locked_is_made_again(
 
 def test_what_the_dead_left_is_cleared_away(tmp_path: Path) -> None:
     dead, living = Life(f"{tmp_path}/a.db"), Life(f"{tmp_path}/a.db")
-    os.close(dead._file)
+    dead.forked()
     new = Life(f"{tmp_path}/a.db")
     assert sorted(os.listdir(new._folder)) == sorted([living.token, new.token])
     living.end(), new.end()
+
+
+def test_what_the_dead_left_stays_until_it_is_charged(tmp_path: Path) -> None:
+    dead = Life(f"{tmp_path}/a.db")
+    cells = [dead.journal.put(1, 3, seq) for seq in (7, 8, 9)]
+    dead.journal.put(2, 1, 11)
+    dead.journal.clear(cells[1])
+    known = {dead.token}
+    dead.forked()
+    other = Life(f"{tmp_path}/a.db", known.__contains__)
+    assert not other.is_alive(dead.token)
+    other.bury(dead.token)
+    assert other.running(dead.token, 1) == {7: 3, 9: 3}
+    assert other.running(dead.token, 2) == {11: 1}
+    known.clear()
+    other.bury(dead.token)
+    assert os.listdir(other._folder) == [other.token]
+    assert other.running(dead.token, 1) == {}
+    other.end()
+
+
+def test_a_journal_grows_and_forgets_nothing(tmp_path: Path) -> None:
+    life, other = Life(f"{tmp_path}/a.db"), Life(f"{tmp_path}/a.db")
+    cells = {seq: life.journal.put(1, seq % 7 + 1, seq) for seq in range(1, 3 * CELLS)}
+    assert len(set(cells.values())) == len(cells)
+    for seq in range(1, 3 * CELLS, 2):
+        life.journal.clear(cells[seq])
+    assert other.running(life.token, 1) == {seq: seq % 7 + 1 for seq in range(2, 3 * CELLS, 2)}
+    life.end(), other.end()
 
 
 def test_where_nothing_can_be_seen_the_lease_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, islice
 
 from ...broker import (
     STORED,
     Capabilities,
     DeadLettered,
+    FeedWatcher,
     Inspection,
     Receipt,
+    Resolution,
+    Resolve,
     Settlement,
     Subscription,
     SubscriptionStatus,
@@ -25,7 +29,7 @@ from ...clock import Clock
 from ...errors import BrokerError, ConfigurationError
 from ...message import Delivery, Message
 from ...outcome import Release
-from .backlog import Backlog, Stream
+from .backlog import KEPT_MESSAGES, Backlog, Stream
 
 
 class MemoryFeed:
@@ -35,6 +39,16 @@ class MemoryFeed:
         self.number = number
         self._backlog = backlog
         self._closed = False
+        self._watcher: FeedWatcher | None = None
+
+    def watch(self, watcher: FeedWatcher) -> None:
+        self._watcher = watcher
+        if self._backlog.paused:
+            watcher.paused()
+
+    def pause(self) -> None:
+        if self._watcher is not None:
+            self._watcher.paused()
 
     async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
         backlog = self._backlog
@@ -54,17 +68,26 @@ class MemoryFeed:
             timer.cancel()
         return backlog.take(self.number, limit, max_bytes)
 
+    def begin(self, delivery: Delivery) -> bool:
+        return True  # whoever could lose it ends together with it
+
+    def end(self, delivery: Delivery) -> None: ...
+
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         late = self._backlog.settle(settlements)
         self._backlog.progressed()
         return late
+
+    async def leave(self) -> None:
+        self._backlog.leaving.add(self.number)
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         backlog = self._backlog
-        backlog.feeds.discard(self.number)
+        backlog.leaving.discard(self.number)
+        del backlog.feeds[self.number]
         held = [delivery for delivery in backlog.in_flight.values() if delivery.token == self.number]
         backlog.settle([(delivery, Release()) for delivery in reversed(held)])
         backlog.wake()
@@ -82,6 +105,8 @@ class MemoryBroker:
         self._subscriptions: dict[str, Backlog] = {}
         self._scheduled: list[tuple[int, int, Message]] = []
         self._serial = count()
+        self._numbers = count(1)
+        self._resolutions: deque[Resolution] = deque(maxlen=KEPT_MESSAGES)
         self._closed = False
         self._progress: list[asyncio.Future[None]] = []
 
@@ -113,7 +138,7 @@ class MemoryBroker:
 
     def _create(self, spec: Subscription) -> None:
         topic = self._topic(spec.topic)
-        backlog = self._subscriptions[spec.name] = Backlog(spec, self.clock, self.progressed)
+        backlog = self._subscriptions[spec.name] = Backlog(spec, topic, self.clock, self.progressed, self._numbers)
         backlog.first = topic.position
         topic.subscriptions.append(backlog)
         if spec.start == "now":
@@ -159,8 +184,14 @@ class MemoryBroker:
     async def subscribe(self, subscription: Subscription) -> MemoryFeed:
         backlog = self._subscriptions[subscription.name]
         feed = MemoryFeed(backlog, next(self._serial))
-        backlog.feeds.add(feed.number)
+        backlog.feeds[feed.number] = feed.pause
         return feed
+
+    async def pause(self, subscription: str, paused: bool) -> None:
+        backlog = self._subscriptions.get(subscription)
+        if backlog is None:
+            raise ConfigurationError(f"there is no subscription {subscription!r} in memory:. Nothing changed.")
+        backlog.pause(paused)
 
     async def inspect(self) -> Inspection:
         topics = [
@@ -176,12 +207,13 @@ class MemoryBroker:
                     topic=backlog.spec.topic,
                     types=backlog.spec.types,
                     backlog=len(waiting),
-                    retrying=sum(1 for delivery in waiting if delivery.history),
+                    retrying=sum(1 for delivery in waiting if delivery.attempt > 1),
                     dead=len(backlog.dead),
                     oldest=min((self._stored(delivery.message) for delivery in waiting), default=None),
                     consumers=len(backlog.feeds),
                     acked=backlog.acked,
                     retried=backlog.retried,
+                    paused=backlog.paused,
                 )
             )
         return Inspection(topics, subscriptions)
@@ -190,14 +222,42 @@ class MemoryBroker:
         kept = self._topics[message.topic].kept.get((message.source, message.id))
         return message.time if kept is None else kept[1]
 
-    async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
-        found = [
-            letter
-            for name, backlog in self._subscriptions.items()
-            if subscription in (None, name)
-            for letter in backlog.dead
-        ]
-        return sorted(found, key=lambda letter: letter.at)
+    async def dead_letters(
+        self, subscription: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[DeadLettered]:
+        found = [letter for letter in self.letters() if letter.number > after]
+        return [letter for letter in found if subscription in (None, letter.subscription)][:limit]
+
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        resolved: list[int] = []
+        for number in numbers:
+            backlog = next((each for each in self._subscriptions.values() if number in each.dead), None)
+            if backlog is None:
+                continue
+            letter = backlog.resolve(action, number)
+            self._resolutions.append(
+                Resolution(
+                    number=self._resolutions[-1].number + 1 if self._resolutions else 1,
+                    at=self.clock.now(),
+                    action=action,
+                    by=by,
+                    letter=number,
+                    subscription=letter.subscription,
+                    message_id=letter.message.id,
+                    source=letter.message.source,
+                    type=letter.message.type,
+                    key=letter.message.key,
+                    reason=letter.reason,
+                    attempts=letter.attempts,
+                )
+            )
+            resolved.append(number)
+        self.progressed()
+        return resolved
+
+    async def resolutions(self, *, before: int | None = None, limit: int = 1000) -> list[Resolution]:
+        newest = (each for each in reversed(self._resolutions) if before is None or each.number < before)
+        return list(islice(newest, limit))[::-1]
 
     async def read(self, topic: str, *, since: int | None = None, follow: bool = False) -> AsyncIterator[Message]:
         found = self._topic(topic)
@@ -235,6 +295,11 @@ class MemoryBroker:
         return Trace([message for _, _, message in flow], fates)
 
     # ---------------------------------------------------- for component tests
+
+    def letters(self) -> list[DeadLettered]:
+        """The dead letters there are, in order."""
+        found = [letter for backlog in self._subscriptions.values() for letter, _ in backlog.dead.values()]
+        return sorted(found, key=lambda letter: letter.number)
 
     def active(self) -> int:
         """Deliveries that are ready or in flight: what will progress without time passing."""

@@ -29,6 +29,8 @@ from ...broker import (
     DeadLettered,
     Inspection,
     Receipt,
+    Resolution,
+    Resolve,
     Subscription,
     TopicSpec,
     Trace,
@@ -41,10 +43,11 @@ from .bell import Bell
 from .feed import SqliteFeed
 from .file import WriteLock, connect, path_of, prepare, real_path, translated
 from .live import Life
+from .resolving import resolve
 from .retention import Retention
 from .rows import SLOTS, to_message, to_row
 from .sql import CHUNK, SQL, insert_events
-from .writer import Job, Writer
+from .writer import Done, Job, Writer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -115,6 +118,7 @@ class SqliteBroker:
                 self._lock.retract()
                 raise
         self._version = -1
+        self._loop = asyncio.get_running_loop()
         self._bell = Bell(self.path)
         self._interval = TICK_WITHOUT_BELL
         self._writer = Writer(self.path, self._lock, self.synchronous, self._beat)
@@ -175,17 +179,20 @@ class SqliteBroker:
         self.poke()
         return result
 
-    def _beat(self) -> Sequence[Job]:
+    def _beat(self) -> Sequence[tuple[Job, Done]]:
         # In the writer's thread: leases are kept and old events removed whatever the event loop is doing.
         now = time.monotonic()
-        jobs: list[Job] = []
+        jobs: list[tuple[Job, Done]] = []
         for feed in tuple(self._feeds):
             if now - self._renewed.get(feed.owner, 0.0) >= feed.spec.lease / 3:
-                self._renewed[feed.owner] = now
-                jobs.append(feed.renew)
+                jobs.append((feed.renew, partial(self._renew, feed, now)))
         if self._retention.due():
-            jobs.append(self._retention.purge)
+            jobs.append((self._retention.purge, lambda _: None))
         return jobs
+
+    def _renew(self, feed: SqliteFeed, began: float, until: int) -> None:
+        self._renewed[feed.owner] = began  # not before: what failed is tried again with the next beat
+        feed.renewed(until)
 
     # --------------------------------------------------------------- waiting
 
@@ -212,10 +219,8 @@ class SqliteBroker:
     def _look(self) -> None:
         self._next_scheduled = self.reader.execute(SQL["next_scheduled"]).fetchone()[0]
         for feed in self._feeds:
-            generation = self.reader.execute(SQL["generation"], (feed.subscription,)).fetchone()[0]
-            if generation != feed.generation:
-                feed.generation = generation
-                feed.stale = True
+            generation, touched, paused = self.reader.execute(SQL["generation"], (feed.subscription,)).fetchone()
+            feed.looked_up(generation, touched, bool(paused))
 
     def _appear(self, connection: sqlite3.Connection) -> None:
         now = self.clock.now()
@@ -361,14 +366,16 @@ class SqliteBroker:
     async def subscribe(self, subscription: Subscription) -> SqliteFeed:
         with translated(self.path):
             if self._life is None:
-                self._life = Life(self.path)
+                self._life = Life(self.path, self._is_known)
                 if self._bell.hang_up(self._life.token, self._look_up):
                     self._interval = TICK
             found = self.reader.execute(SQL["find_subscription"], (self._prefix + subscription.name,)).fetchone()
         if found is None:
             raise ConfigurationError(f"subscription {subscription.name!r} is not declared in {self.path}.")
-        owner = f"{self._life.token}.{next(self._numbers)}"
-        feed = SqliteFeed(self, subscription, found[0], found[2], owner)
+        number = next(self._numbers)
+        owner = f"{self._life.token}.{number}"
+        feed = SqliteFeed(self, subscription, found[0], found[2], owner, number, self._life.journal)
+        feed.touched = found[3]
         self._renewed[owner] = time.monotonic()
         self._feeds.append(feed)
         try:
@@ -388,13 +395,54 @@ class SqliteBroker:
         """Whether the process of a consumer runs."""
         return self._life is not None and self._life.is_alive(owner.partition(".")[0])
 
+    def is_calm(self, lease: float) -> bool:
+        """Whether nobody held up the file's writers lately for so long that leases of `lease` seconds were at risk."""
+        return self._writer is not None and self._writer.is_calm(lease)
+
+    def running(self, owner: str) -> dict[int, int]:
+        """seq -> attempt of the handlers that a consumer runs, or ran when its process died."""
+        token, _, number = owner.partition(".")
+        return {} if self._life is None else self._life.running(token, int(number))
+
+    def bury(self, owners: Sequence[str]) -> None:
+        """Take away what the processes of these consumers left, where they are dead and all of it is charged."""
+        if self._life is not None:
+            for token in {owner.partition(".")[0] for owner in owners}:
+                self._life.bury(token)
+
+    def _is_known(self, token: str) -> bool:
+        known: int = self.reader.execute(SQL["is_known"], {"token": token}).fetchone()[0]
+        return known != 0
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Have the event loop call something, from the writer's thread."""
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            pass  # the loop is gone, and with it whoever would be told
+
+    async def pause(self, subscription: str, paused: bool) -> None:
+        def put(connection: sqlite3.Connection) -> None:
+            if not connection.execute(SQL["pause"], (paused, self._prefix + subscription)).rowcount:
+                raise ConfigurationError(f"there is no subscription {subscription!r} in {self.path}. Nothing changed.")
+
+        await self.write(put, ring=True)
+
     # --------------------------------------------------------------- looking
 
     async def inspect(self) -> Inspection:
         return await self._look_into(inspection.inspect, self._prefix)
 
-    async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
-        return await self._look_into(inspection.dead_letters, self._prefix, subscription)
+    async def dead_letters(
+        self, subscription: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[DeadLettered]:
+        return await self._look_into(inspection.dead_letters, self._prefix, subscription, after, limit)
+
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        return await self.write(partial(resolve, action, numbers, by, self._prefix, self.clock.now()), ring=True)
+
+    async def resolutions(self, *, before: int | None = None, limit: int = 1000) -> list[Resolution]:
+        return await self._look_into(inspection.resolutions, self._prefix, before, limit)
 
     async def trace(self, correlation_id: str) -> Trace:
         return await self._look_into(inspection.trace, self._prefix, correlation_id)

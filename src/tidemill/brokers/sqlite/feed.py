@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from ...broker import Settlement, Subscription
+from ...broker import FeedWatcher, Settlement, Subscription
 from ...errors import BrokerError
 from ...message import Delivery
 from ...outcome import RELEASE, Ack, DeadLetter, Outcome, Release, Retry
 from .file import translate
-from .rows import pack_history, slot_of, to_message, unpack_history
+from .journal import Journal
+from .rows import NEVER, encode, pack_history, slot_of, to_message, unpack_history
 from .settling import Exceptional, Given, Plan
 from .sharing import Member, share_out
 from .sql import SQL
@@ -41,12 +43,32 @@ SKIPPED: Final = 1000
 class SqliteFeed:
     """See `tidemill.broker.Feed`. Its lease is renewed by the writer's thread, whatever the event loop does."""
 
-    def __init__(self, broker: SqliteBroker, spec: Subscription, subscription: int, topic: int, owner: str) -> None:
+    def __init__(
+        self,
+        broker: SqliteBroker,
+        spec: Subscription,
+        subscription: int,
+        topic: int,
+        owner: str,
+        number: int,
+        journal: Journal,
+    ) -> None:
         self.spec = spec
         self.subscription = subscription
         self.owner = owner
-        self._me = Member(subscription, owner, round(spec.lease * 1e9), broker.is_alive)
+        self._me = Member(subscription, owner, round(spec.lease * 1e9), broker, broker.clock.now)
+        self._number = number
+        self._journal = journal
+        # seq -> the journal's cell of what a handler runs, or has failed to run and is not recorded yet.
+        self._begun: dict[int, int] = {}
+        self._until = 0
+        self._watcher: FeedWatcher | None = None
+        self.paused = False
         self.generation = -1
+        self.touched = 0
+        """Up to which decision about dead letters it has looked at what waits."""
+        self.disturbed = False
+        """Whether dead letters were replayed or discarded since."""
         self.stale = False
         """Whether consumers or slots changed, so that slots are to be shared out again."""
         self.next_due: int | None = 0
@@ -71,7 +93,13 @@ class SqliteFeed:
         self._skipped = 0
         self._more = False
         self._closed = False
+        self._departing = False
         self._turn = asyncio.Lock()
+
+    def watch(self, watcher: FeedWatcher) -> None:
+        self._watcher = watcher
+        if self.paused:
+            watcher.paused()
 
     # ----------------------------------------------------------------- fetch
 
@@ -84,6 +112,8 @@ class SqliteFeed:
             self._broker.tick()
             if self.stale:
                 await self.share_out()
+            if self.disturbed:
+                await self._look_anew()
             if self._parked:
                 await self._park()
             taken = self._read(limit, max_bytes)
@@ -105,7 +135,8 @@ class SqliteFeed:
     def _read(self, limit: int, max_bytes: int) -> list[Delivery]:
         self._more = False
         taken: list[Delivery] = []
-        if not self._mask or self._closed:
+        # Without a lease, as far as is known here, the events may be another's: the next renewal tells.
+        if not self._mask or self._closed or self.paused or self._departing or time.monotonic_ns() >= self._until:
             return taken
         try:
             now = self._broker.clock.now()
@@ -138,7 +169,8 @@ class SqliteFeed:
                 break
             max_bytes -= size
             message = to_message(row, self.spec.topic)
-            delivery = Delivery(message, self.spec.name, row[13] + 1, seq, unpack_history(row[14]), row[1])
+            history = unpack_history(row[14])
+            delivery = Delivery(message, self.spec.name, row[13] + 1, seq, history, row[1], died=row[15] != 0)
             self._extra[seq] = delivery
             if self._ordered and message.key is not None:
                 self._count_blocked(message.key, -1)
@@ -192,6 +224,25 @@ class SqliteFeed:
         if fetched and last >= max(fetched.values()):
             self._fetched = {}
 
+    async def _look_anew(self) -> None:
+        """See what waits now that dead letters were replayed or discarded."""
+        async with self._turn:  # nothing is being recorded meanwhile, so that the file and what is known here agree
+            reader = self._broker.reader
+            held = encode([*self._open, *self._extra])
+            parameters = {"subscription": self.subscription, "since": self.touched, "held": held}
+            try:
+                touched = reader.execute(SQL["touched"], (self.subscription,)).fetchone()[0]
+                counts = reader.execute(SQL["touched_keys"], parameters).fetchall()
+            except sqlite3.Error as error:
+                raise translate(self._broker.path, error) from error
+            for key, count in counts:
+                if slot_of(key) in self._slots:
+                    self._blocked.pop(key, None)
+                    self._count_blocked(key, count)
+            self.touched = touched
+            self.disturbed = False
+            self.next_due = 0
+
     async def _park(self) -> None:
         parked, self._parked = self._parked, []
         try:
@@ -208,6 +259,22 @@ class SqliteFeed:
                 plan.advance = self._positions(self._frontier)
                 self._skipped = 0
                 await self._broker.write(plan.run)
+
+    # ------------------------------------------------------------------- run
+
+    def begin(self, delivery: Delivery) -> bool:
+        if time.monotonic_ns() >= self._until:
+            return False
+        seq = delivery.position
+        if self._open.get(seq) is not delivery and self._extra.get(seq) is not delivery:
+            return False
+        self._begun[seq] = self._journal.put(self._number, delivery.attempt, seq)
+        return True
+
+    def end(self, delivery: Delivery) -> None:
+        cell = self._begun.pop(delivery.position, None)
+        if cell is not None:
+            self._journal.clear(cell)
 
     # ---------------------------------------------------------------- settle
 
@@ -241,7 +308,9 @@ class SqliteFeed:
             return plan.late
 
     def _new_plan(self) -> Plan:
-        return Plan(self.subscription, self.owner, self._broker.clock.now(), self._slots.copy())
+        plan = Plan(self.subscription, self.owner, self._broker.clock.now(), self._slots.copy())
+        plan.touched = self.touched
+        return plan
 
     def _plan(self, settlements: Sequence[Settlement]) -> Plan:
         plan = self._new_plan()
@@ -267,9 +336,9 @@ class SqliteFeed:
                 plan.acked += 1
             else:
                 self._plan_row(plan, delivery, outcome, has_row)
-        if plan.freed:
+        if plan.finished:
             released = {row.key for row in plan.exceptional}
-            plan.freed = {key for key in plan.freed if key in self._blocked or key in released}
+            plan.freed = {key for key in plan.finished if key in self._blocked or key in released}
         if highest >= 0:
             plan.advance = self._positions(highest)
             for seq, delivery in opened.items():
@@ -286,23 +355,28 @@ class SqliteFeed:
             case Ack():
                 plan.acked += 1
                 plan.dropped.append((seq, slot))
-                if delivery.attempt > 1:
+                if delivery.attempt > 1 or delivery.history:
                     plan.recovered.append((seq, slot, delivery.attempt, pack_history(delivery.history)))
             case DeadLetter():
                 history = pack_history(delivery.history)
                 plan.dead.append(Given(seq, slot, outcome.reason, delivery.attempt, history))
+                if key is not None and self.spec.parks:
+                    plan.exceptional.append(Exceptional(seq, slot, key, 0, NEVER, history, False, False))
+                    return
                 if has_row:
                     plan.dropped.append((seq, slot))
             case Retry():
                 plan.retried += 1
                 due = plan.now + round(outcome.after * 1e9)
                 history = pack_history(delivery.history)
-                plan.exceptional.append(Exceptional(seq, slot, key, delivery.attempt, due, history, False))
+                plan.exceptional.append(Exceptional(seq, slot, key, delivery.attempt, due, history, False, False))
             case Release():
                 history = pack_history(delivery.history)
-                plan.exceptional.append(Exceptional(seq, slot, key, delivery.attempt - 1, 0, history, True))
+                due = plan.now + round(outcome.after * 1e9) if outcome.after else 0
+                failed = delivery.attempt - 1
+                plan.exceptional.append(Exceptional(seq, slot, key, failed, due, history, True, delivery.died))
         if key is not None and isinstance(outcome, Ack | DeadLetter):
-            plan.freed.add(key)
+            plan.finished.add(key)
 
     def _positions(self, highest: int) -> list[tuple[int, int]]:
         """How far each slot may be said to be settled, once everything up to `highest` is settled or an exception."""
@@ -332,6 +406,8 @@ class SqliteFeed:
                     del table[seq]
                     self._gaps.discard(seq)
                     self._unsure.discard(seq)
+                    if seq in self._begun:  # it failed, and that is recorded now
+                        self.end(delivery)
         self._gaps.update(seq for seq, slot, _, _ in plan.gaps if slot not in lost)
         if not self._open:
             self._mixed = False
@@ -363,6 +439,8 @@ class SqliteFeed:
         except BaseException:
             self.stale = True
             raise
+        self._until = shared.until
+        self._broker.bury(shared.gone)
         self._drop({slot for slot, epoch in self._slots.items() if shared.held.get(slot, (-1, 0))[0] != epoch})
         taken = {slot: held for slot, held in shared.held.items() if slot not in self._slots}
         if taken:
@@ -417,22 +495,63 @@ class SqliteFeed:
             self._slots.pop(slot, None)
             self._leaving.pop(slot, None)
             self._fetched.pop(slot, None)
+        lost: list[Delivery] = []
         for table in (self._open, self._extra):
             for seq in [seq for seq, delivery in table.items() if delivery.token in slots]:
-                del table[seq]
+                lost.append(table.pop(seq))
+                self.end(lost[-1])
                 self._gaps.discard(seq)
                 self._unsure.discard(seq)
+        self._parked = [delivery for delivery in self._parked if delivery.token not in slots]
         for key in [key for key in self._blocked if slot_of(key) in slots]:
             del self._blocked[key]
         self._set_mask()
+        if lost and self._watcher is not None and not self._closed:
+            self._watcher.lost(lost)
 
     def _set_mask(self) -> None:
         self._mask = sum(1 << slot for slot in self._slots if slot not in self._leaving)
 
-    def renew(self, connection: sqlite3.Connection) -> None:
+    def renew(self, connection: sqlite3.Connection) -> int:
         """Say that this consumer lives. Runs in the writer's thread."""
-        if not self._me.renew(connection):
-            self.stale = True  # it was thought dead, and its slots may be another's
+        return self._me.renew(connection)
+
+    def renewed(self, until: int) -> None:
+        """That is recorded, or it was too late. In the writer's thread too: a blocked event loop keeps its lease."""
+        if until:
+            self._until = until
+        else:
+            self._broker.call_soon(self._thought_dead)
+
+    def _thought_dead(self) -> None:
+        # It stood still for longer than its lease: its slots are another's, or will be.
+        if not self._closed:
+            self._drop(set(self._slots))
+            self.stale = True
+            self._broker.poke()
+
+    def looked_up(self, generation: int, touched: int, paused: bool) -> None:
+        """What the file says of the subscription."""
+        if generation != self.generation:
+            self.generation = generation
+            self.stale = True
+        if touched != self.touched:
+            self.disturbed = True
+        if paused != self.paused:
+            self.paused = paused
+            if paused and self._watcher is not None:
+                self._watcher.paused()
+
+    async def leave(self) -> None:
+        self._departing = True
+        for slot in self._slots:
+            self._leaving.setdefault(slot, self._up_to(slot))
+        self._set_mask()
+        try:
+            await self._broker.write(self._me.begin_to_leave)
+            await self._give_up()
+        except (BrokerError, Unconfirmed):
+            pass  # then `close` gives them back, or the end of the process does
 
     def forked(self) -> None:
         """In a process that was forked from this one: nothing more comes of it."""

@@ -12,10 +12,11 @@ from urllib.parse import quote, unquote
 
 from ...broker import BrokerUrl
 from ...errors import BrokerError, BrokerUrlError, ConfigurationError, NotTidemillStorage, StorageFull
+from .rows import slot_of
 from .sql import load
 
 APPLICATION_ID = 0x74644D4C  # "tdML", in the file's header (sqlite.org/fileformat.html §1.3.15)
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WAL_PAGES = 4000
 """Pages after which the write-ahead log is copied into the database: 16 MiB, four times SQLite's default, as
 checkpoints cost an fsync of their own."""
@@ -78,7 +79,7 @@ class WriteLock:
 
 
 def prepare(path: str, lock: WriteLock) -> None:
-    """Make sure `path` is a Tidemill database of this version; create the tables in a new file.
+    """Make sure `path` is a Tidemill database of this version; create the tables in a new file, upgrade an older one.
 
     Raises `NotTidemillStorage` where the file is something else, `StorageFull` where it cannot be written.
     """
@@ -101,12 +102,22 @@ def prepare(path: str, lock: WriteLock) -> None:
                 )
             if version == 0:
                 connection.execute("pragma journal_mode = wal")
-                connection.executescript(
-                    f"begin immediate;\n{load('schema.sql')}\npragma application_id = {APPLICATION_ID};\n"
-                    f"pragma user_version = {SCHEMA_VERSION};\ncommit;"
-                )
+                _run(connection, f"{load('schema.sql')}\npragma application_id = {APPLICATION_ID};", SCHEMA_VERSION)
+            else:
+                connection.create_function("slot_of", 1, _slot)
+                for step in range(version + 1, SCHEMA_VERSION + 1):
+                    _run(connection, load(f"upgrade_{step}.sql"), step)
         finally:
             connection.close()
+
+
+def _run(connection: sqlite3.Connection, script: str, version: int) -> None:
+    # In one transaction: whatever ends this process, the file is of the one version or of the other.
+    connection.executescript(f"begin immediate;\n{script}\npragma user_version = {version};\ncommit;")
+
+
+def _slot(key: str | None) -> int:
+    return 0 if key is None else slot_of(key)
 
 
 def path_of(url: BrokerUrl) -> str:

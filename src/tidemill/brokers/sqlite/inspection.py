@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ...broker import DeadLettered, Fate, Inspection, SubscriptionStatus, TopicStatus, Trace
+from ...broker import DeadLettered, Fate, Inspection, Resolution, SubscriptionStatus, TopicStatus, Trace
 from .rows import to_message, unpack_history
 from .sql import SQL
 
@@ -34,7 +34,8 @@ def inspect(reader: sqlite3.Connection, prefix: str) -> Inspection:
         if is_in(name, prefix)
     ]
     subscriptions: list[SubscriptionStatus] = []
-    for number, name, topic_name, types, _, _, acked, retried, topic in reader.execute(SQL["subscriptions"]).fetchall():
+    for row in reader.execute(SQL["subscriptions"]).fetchall():
+        number, name, topic_name, types, _, _, acked, retried, topic, paused = row
         if not is_in(name, prefix):
             continue
         waiting, oldest = reader.execute(
@@ -53,25 +54,59 @@ def inspect(reader: sqlite3.Connection, prefix: str) -> Inspection:
                 consumers=_one(reader, "count_consumers", number, time.monotonic_ns()),
                 acked=acked,
                 retried=retried,
+                paused=bool(paused),
             )
         )
     return Inspection(sorted(topics, key=lambda topic: topic.name), subscriptions)
 
 
-def dead_letters(reader: sqlite3.Connection, prefix: str, subscription: str | None) -> list[DeadLettered]:
-    """The dead letters kept, oldest first."""
+def dead_letters(
+    reader: sqlite3.Connection, prefix: str, subscription: str | None, after: int, limit: int | None
+) -> list[DeadLettered]:
+    """The dead letters kept, oldest first: the next `limit` after a number, or all."""
     strip = len(prefix)
+    parameters = {
+        "prefix": prefix,
+        "subscription": None if subscription is None else prefix + subscription,
+        "after": after,
+        "most": -1 if limit is None else limit,
+    }
     return [
         DeadLettered(
+            number=row[15],
             subscription=row[13][strip:],
             message=to_message(row, row[14][strip:]),
-            reason=row[15],
-            attempts=row[16],
-            at=row[17],
-            history=unpack_history(row[18]),
+            reason=row[16],
+            attempts=row[17],
+            at=row[18],
+            history=unpack_history(row[19]),
+            parked=bool(row[20]),
         )
-        for row in reader.execute(SQL["dead_letters"]).fetchall()
-        if is_in(row[13], prefix) and subscription in (None, row[13][strip:])
+        for row in reader.execute(SQL["dead_letters"], parameters)
+    ]
+
+
+def resolutions(reader: sqlite3.Connection, prefix: str, before: int | None, limit: int) -> list[Resolution]:
+    """The last lines of the audit trail, or the last before a number, newest last."""
+    parameters = {"prefix": prefix, "before": before, "most": limit}
+    return [
+        Resolution(
+            number=number,
+            at=at,
+            action=action,
+            by=by,
+            letter=letter,
+            subscription=name[len(prefix) :],
+            message_id=message,
+            source=source,
+            type=type_,
+            key=key,
+            reason=reason,
+            attempts=attempts,
+        )
+        for number, at, action, by, letter, name, message, source, type_, key, reason, attempts in reversed(
+            reader.execute(SQL["resolutions"], parameters).fetchall()
+        )
     ]
 
 
@@ -84,7 +119,7 @@ def trace(reader: sqlite3.Connection, prefix: str, correlation_id: str) -> Trace
     subscriptions = reader.execute(SQL["subscriptions"]).fetchall()
     fates: list[Fate] = []
     for row in rows:
-        for number, name, _, types, _, first, _, _, topic in subscriptions:
+        for number, name, _, types, _, first, _, _, topic, _ in subscriptions:
             wanted = types is None or row[4] in _types(types)
             if topic == row[13] and wanted and row[0] > first:
                 fates.append(_fate(reader, number, name[strip:], row))
@@ -102,6 +137,8 @@ def _fate(reader: sqlite3.Connection, subscription: int, name: str, row: tuple[A
         state, attempts = ("retrying" if failed else "pending"), failed + 1
     elif recovered := reader.execute(SQL["fate_recovered"], (subscription, seq)).fetchone():
         state, (attempts, history) = "acked", recovered
+    elif discarded := reader.execute(SQL["fate_discarded"], (subscription, seq)).fetchone():
+        state, (attempts, reason) = "dead", discarded
     else:
         state = "acked" if seq <= _one(reader, "position_of", subscription, slot) else "pending"
     return Fate(

@@ -16,7 +16,10 @@ processes can share a subscription."""
 ALL_SLOTS = (1 << SLOTS) - 1
 JSON = "application/json"
 
-_encode = msgspec.json.Encoder().encode
+NEVER = 1 << 62
+"""When a parked event is due: in the year 2116, so not before somebody replays it."""
+
+encode = msgspec.json.Encoder().encode
 _extensions = msgspec.json.Decoder(dict[str, str]).decode
 _history = msgspec.json.Decoder(tuple[Failure, ...]).decode
 
@@ -47,7 +50,7 @@ def to_row(message: Message, topic: int, spread: int, stored: int) -> tuple[Any,
         correlation,
         message.causation_id,
         None if message.content_type == JSON else message.content_type,
-        _encode(message.extensions) if message.extensions else None,
+        encode(message.extensions) if message.extensions else None,
         message.body,
     )
 
@@ -73,7 +76,7 @@ def to_message(row: tuple[Any, ...], topic: str) -> Message:
 
 def pack_history(history: tuple[Failure, ...]) -> bytes | None:
     """Failed attempts as stored; None for none."""
-    return _encode(history) if history else None
+    return encode(history) if history else None
 
 
 def unpack_history(data: bytes | None) -> tuple[Failure, ...]:

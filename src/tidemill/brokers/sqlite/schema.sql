@@ -58,7 +58,9 @@ create table tidemill_subscription (
     types       text,                         -- JSON array of the event types it wants; null: all
     ordered     integer not null,
     first       integer not null,             -- it began after this seq
-    generation  integer not null default 0,   -- changes when consumers or slots do
+    generation  integer not null default 0,   -- changes when consumers or slots do, or it is paused
+    touched     integer not null default 0,   -- changes when others than its consumers change its exceptions
+    paused      integer not null default 0,
     acked       integer not null default 0,
     retried     integer not null default 0
 );
@@ -68,6 +70,7 @@ create table tidemill_consumer (
     subscription  integer not null,
     owner         text not null,
     lease         integer not null,           -- the machine's monotonic clock, nanoseconds
+    leaving       integer not null default 0, -- it gives its slots away, and takes none
     primary key (subscription, owner)
 ) without rowid;
 
@@ -88,8 +91,10 @@ create table tidemill_exception (
     slot          integer not null,
     key           text,                       -- of ordered subscriptions only
     attempts      integer not null,           -- failed so far
-    due           integer,                    -- when to deliver; null: running, or waiting behind its key
+    due           integer,                    -- when to deliver; null: running, or waiting behind its key;
+                                              -- 1 << 62, never: a dead letter its key waits for
     history       blob,
+    died          integer not null default 0, -- the next attempt has been begun, by a consumer that died
     primary key (subscription, seq)
 ) without rowid;
 create index tidemill_exception_due on tidemill_exception (subscription, due) where due is not null;
@@ -104,25 +109,41 @@ create table tidemill_recovered (
     primary key (subscription, seq)
 ) without rowid;
 
--- A dead letter is a copy: it outlives the retention of the log.
+-- What was given up: of an event that the log keeps for as long as it is here. One that its key waits for, which is
+-- parked, has its row among the exceptions too.
 create table tidemill_dead_letter (
-    n             integer primary key,
+    n             integer primary key autoincrement,  -- what people resolve it by: never that of another one
     subscription  integer not null,
     seq           integer not null,
-    id            text not null,
-    source        text not null,
-    type          text not null,
-    version       integer not null,
-    time          integer not null,
-    key           text,
-    correlation   text,
-    causation     text,
-    content_type  text,
-    extensions    blob,
-    body          blob not null,
     reason        text not null,
     attempts      integer not null,
     at            integer not null,
     history       blob,
     unique (subscription, seq)
 );
+create index tidemill_dead_letter_seq on tidemill_dead_letter (seq);
+
+-- Here and not in the statement that removes old events, as a program of schema 1 may still have the file open.
+create trigger tidemill_keep_dead_letters before delete on tidemill_log
+when exists (select 1 from tidemill_dead_letter where seq = old.seq)
+begin
+    select raise(ignore);
+end;
+
+-- Who replayed or discarded which dead letter: a line each, with what was known of it.
+create table tidemill_resolution (
+    n             integer primary key,
+    at            integer not null,
+    action        text not null,              -- replay or discard
+    by            text not null,
+    letter        integer not null,           -- the number it had
+    subscription  integer not null,
+    seq           integer not null,
+    id            text not null,
+    source        text not null,
+    type          text not null,
+    key           text,
+    reason        text not null,
+    attempts      integer not null
+);
+create index tidemill_resolution_event on tidemill_resolution (subscription, seq);

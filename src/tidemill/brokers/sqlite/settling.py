@@ -28,6 +28,7 @@ class Exceptional(msgspec.Struct):
     due: int
     history: bytes | None
     released: bool
+    died: bool
 
 
 class Given(msgspec.Struct):
@@ -60,8 +61,12 @@ class Plan(msgspec.Struct):
     dead: list[Given] = []
     advance: list[tuple[int, int]] = []
     """(position, mask of slots)."""
+    finished: set[str] = set()
+    """Keys of what was acknowledged or given up."""
     freed: set[str] = set()
-    """Keys whose waiting events may go on."""
+    """Those of them whose waiting events may go on."""
+    touched: int = 0
+    """Up to which decision about dead letters the consumer knows what waits."""
     acked: int = 0
     retried: int = 0
 
@@ -105,6 +110,7 @@ class Plan(msgspec.Struct):
                     "attempts": row.attempts,
                     "due": row.due,
                     "history": row.history,
+                    "died": row.died,
                 }
                 execute(SQL["put_released"] if row.released else SQL["put_exception"], values)
                 if row.key is not None and row.key not in held_back:
@@ -116,7 +122,10 @@ class Plan(msgspec.Struct):
                 SQL["advance"],
                 {"position": position, "subscription": subscription, "owner": owner, "slots": kept},
             )
-        for key in self.freed:
+        freed = self.freed
+        if self.finished and execute(SQL["touched"], (subscription,)).fetchone()[0] != self.touched:
+            freed = self.finished  # a replayed event may wait behind any of these, and the consumer not know it yet
+        for key in freed:
             if slot_of(key) not in lost:
                 execute(SQL["let_go"], {"subscription": subscription, "key": key, "now": self.now})
         acked, retried = self.acked, self.retried

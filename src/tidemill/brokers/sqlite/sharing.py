@@ -5,11 +5,29 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
+from .charging import charge
 from .rows import SLOTS
 from .sql import SQL
+
+
+class Others(Protocol):
+    """What is known of the other consumers of a file."""
+
+    def is_alive(self, owner: str) -> bool:
+        """Whether the process of another consumer runs."""
+        ...
+
+    def is_calm(self, lease: float) -> bool:
+        """Whether everybody could have renewed a lease of so many seconds lately: nobody held up the file's writers."""
+        ...
+
+    def running(self, owner: str) -> dict[int, int]:
+        """seq -> attempt of the handlers that another consumer runs, or ran when it died."""
+        ...
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -19,23 +37,36 @@ class Member(msgspec.Struct, frozen=True):
     owner: str
     lease: int
     """In nanoseconds."""
-    is_alive: Callable[[str], bool]
-    """Whether the process of another consumer runs."""
+    others: Others
+    now: Callable[[], int]
+    """The time of day."""
 
     def is_gone(self, owner: str, lease: int, now: int) -> bool:
-        """Whether another consumer's slots may be taken."""
-        return owner != self.owner and (lease < now or not self.is_alive(owner))
+        """Whether another consumer's slots may be taken.
+
+        Its lease being over says nothing where its process may just have been waiting, like this one, for somebody
+        who stood still in the middle of writing.
+        """
+        if owner == self.owner:
+            return False
+        return not self.others.is_alive(owner) or (lease < now and self.others.is_calm(self.lease / 1e9))
 
     def sees_a_loss(self, reader: sqlite3.Connection) -> bool:
         """Whether any other consumer is gone."""
         now = time.monotonic_ns()
         owners = reader.execute(SQL["owners"], (self.subscription,)).fetchall()
-        return any(self.is_gone(owner, lease, now) for owner, lease in owners)
+        return any(self.is_gone(owner, lease, now) for owner, lease, _ in owners)
 
-    def renew(self, connection: sqlite3.Connection) -> bool:
-        """Say that this consumer lives. Whether nobody thought it dead meanwhile."""
+    def renew(self, connection: sqlite3.Connection) -> int:
+        """Say that this consumer lives. The lease's new end by the monotonic clock; 0 if it was thought dead."""
         until = time.monotonic_ns() + self.lease
-        return connection.execute(SQL["renew"], (until, self.subscription, self.owner)).rowcount > 0
+        renewed = connection.execute(SQL["renew"], (until, self.subscription, self.owner)).rowcount > 0
+        return until if renewed else 0
+
+    def begin_to_leave(self, connection: sqlite3.Connection) -> None:
+        """Have the others take what this one gives up, at once."""
+        connection.execute(SQL["leaving"], (self.subscription, self.owner))
+        connection.execute(SQL["changed"], (self.subscription,))
 
     def leave(self, connection: sqlite3.Connection) -> None:
         """Give all slots back: what was in flight of them is due at once, for whoever takes them."""
@@ -49,6 +80,10 @@ class Shared(msgspec.Struct, frozen=True):
 
     share: int
     """How many slots one is to have."""
+    until: int
+    """When the lease ends, by the monotonic clock."""
+    gone: list[str]
+    """The consumers that were removed."""
     held: dict[int, tuple[int, int]]
     """slot -> (epoch, position)."""
     keys: dict[str, int]
@@ -63,17 +98,26 @@ def share_out(member: Member, known: dict[int, int], connection: sqlite3.Connect
     execute = connection.execute
     subscription, me = member.subscription, member.owner
     now = time.monotonic_ns()
-    owners: dict[str, int] = dict(execute(SQL["owners"], (subscription,)).fetchall())
-    changed = me not in owners
-    for owner in [other for other, lease in owners.items() if member.is_gone(other, lease, now)]:
+    leases: dict[str, int] = {}
+    leaving: set[str] = set()
+    for owner, lease, leaves in execute(SQL["owners"], (subscription,)).fetchall():
+        leases[owner] = lease
+        if leaves:
+            leaving.add(owner)
+    changed = me not in leases
+    gone = [other for other, lease in leases.items() if member.is_gone(other, lease, now)]
+    for owner in gone:
+        charge(connection, subscription, owner, member.others.running(owner), member.now())
         execute(SQL["leave"], (subscription, owner))
         execute(SQL["free_slots_of"], (subscription, owner))
-        del owners[owner]
+        del leases[owner]
         changed = True
-    owners[me] = now + member.lease
-    execute(SQL["join"], (subscription, me, now + member.lease))
-    rank = sorted(owners).index(me)
-    share = SLOTS // len(owners) + (rank < SLOTS % len(owners))
+    until = leases[me] = now + member.lease
+    execute(SQL["join"], (subscription, me, until))
+    staying = sorted(leases.keys() - leaving)
+    share = 0
+    if me in staying:
+        share = SLOTS // len(staying) + (staying.index(me) < SLOTS % len(staying))
     member_of = {"subscription": subscription, "owner": me}
     mine = len(execute(SQL["my_slots"], member_of).fetchall())
     free = execute(SQL["unowned_slots"], {"subscription": subscription}).fetchall()[: max(0, share - mine)]
@@ -87,4 +131,4 @@ def share_out(member: Member, known: dict[int, int], connection: sqlite3.Connect
     # Also of what an earlier sharing out took whose answer never arrived.
     mask = sum(1 << slot for slot, (epoch, _) in held.items() if known.get(slot) != epoch)
     keys = dict(execute(SQL["waiting_keys"], {"subscription": subscription, "slots": mask}).fetchall()) if mask else {}
-    return Shared(share, held, keys)
+    return Shared(share, until, gone, held, keys)

@@ -5,6 +5,7 @@ publishes and settlements share one fsync, and a slow disk never stops the event
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 import threading
 import time
@@ -12,11 +13,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-from ...errors import BrokerError, TidemillError
+from ...errors import BrokerError, ConfigurationError, TidemillError
 from .file import BUSY, WriteLock, connect, translate
 
 T = TypeVar("T")
 Job: TypeAlias = Callable[[sqlite3.Connection], Any]
+Done: TypeAlias = Callable[[Any], object]
+"""What is called with a job's result, in the writer's thread, after the commit; not where it failed."""
 
 BEAT = 0.5
 """Seconds between two beats: when the thread, on its own, renews leases and looks after the file."""
@@ -24,6 +27,10 @@ BEAT = 0.5
 MOST_JOBS = 256
 """Jobs in one transaction, so that no commit makes the others wait for long."""
 
+
+CALM = 1.5
+"""Seconds after writing was held up for all until leases say again who is dead: the living have been waiting in line,
+or try anew with every beat, and renew as soon as they may."""
 
 END_WITHIN = 5.0
 """Seconds to wait for the thread to end. It takes longer only where another process keeps the write lock."""
@@ -36,13 +43,16 @@ class Unconfirmed(TidemillError):
 class Writer:
     """Runs jobs in transactions, in the order they were submitted. A job that fails takes no other one along."""
 
-    def __init__(self, path: str, lock: WriteLock, synchronous: str, beat: Callable[[], Sequence[Job]]) -> None:
+    def __init__(
+        self, path: str, lock: WriteLock, synchronous: str, beat: Callable[[], Sequence[tuple[Job, Done]]]
+    ) -> None:
         self._path = path
         self._lock = lock
         self._synchronous = synchronous
         self._beat = beat
         self._loop = asyncio.get_running_loop()
-        self._jobs: deque[tuple[Job, asyncio.Future[Any] | None]] = deque()
+        self._jobs: deque[tuple[Job, asyncio.Future[Any] | Done]] = deque()
+        self._held_up = (0.0, 0.0)
         self._wanted = threading.Event()
         self._closing = False
         self._refusal = f"{path} is closed; nothing was stored. Connect again."
@@ -73,6 +83,17 @@ class Writer:
         await self._loop.run_in_executor(None, self._thread.join, END_WITHIN)
         return not self._thread.is_alive()
 
+    def is_calm(self, lease: float) -> bool:
+        """Whether no writer had to wait lately for so long that it may have missed to renew a lease of `lease` seconds:
+        it does so at each third of it."""
+        at, waited = self._held_up
+        return waited < lease / 6 or time.monotonic() - at > CALM
+
+    def _note(self, waited: float) -> None:
+        at, longest = self._held_up
+        now = time.monotonic()
+        self._held_up = (now, waited if now - at > CALM else max(waited, longest))
+
     def refuse(self, why: str) -> None:
         """Take nothing more, without waiting for anything: in a forked process the thread does not exist."""
         self._closing = True
@@ -86,7 +107,7 @@ class Writer:
             self._wanted.clear()
             if time.monotonic() - beaten >= BEAT and not self._closing:
                 beaten = time.monotonic()
-                self._jobs.extend((job, None) for job in self._beat())
+                self._jobs.extend(self._beat())
             while self._jobs:
                 batch = [self._jobs.popleft() for _ in range(min(len(self._jobs), MOST_JOBS))]
                 try:
@@ -96,7 +117,12 @@ class Writer:
                     answers: list[Any] = [translate(self._path, error)] * len(batch)
                 else:
                     answers = self._commit(connection, [job for job, _ in batch])
-                waiting = [(future, answer) for (_, future), answer in zip(batch, answers, strict=True) if future]
+                waiting: list[tuple[asyncio.Future[Any], Any]] = []
+                for (_, whom), answer in zip(batch, answers, strict=True):
+                    if isinstance(whom, asyncio.Future):
+                        waiting.append((whom, answer))
+                    elif not isinstance(answer, BaseException):
+                        whom(answer)
                 if waiting:
                     try:
                         self._loop.call_soon_threadsafe(_answer, waiting)
@@ -111,8 +137,12 @@ class Writer:
     def _commit(self, connection: sqlite3.Connection, jobs: list[Job], *, again: bool = True) -> list[Any]:
         """Run jobs in one transaction; where one fails, each in its own. An answer each, or an exception."""
         begun = full = False
+        began = time.monotonic()
         try:
             with self._lock.held():
+                waited = time.monotonic() - began
+                if waited > 0.1:
+                    self._note(waited)
                 connection.execute("begin immediate")
                 begun = True
                 try:
@@ -127,6 +157,8 @@ class Writer:
                     raise
             return answers
         except BaseException as error:
+            if not isinstance(error, ConfigurationError):
+                self._note(math.inf)  # a full disk, say: the others cannot write either
             # Where not even a transaction could begin, no job is to blame, and each alone would wait as long.
             if begun and (len(jobs) > 1 or (full and again)) and not isinstance(error, Unconfirmed):
                 again = again and not full

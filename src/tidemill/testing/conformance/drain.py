@@ -11,7 +11,7 @@ from ... import Context, Service
 from ...broker import Feed, Settlement, Subscription
 from ...errors import BrokerError
 from ...message import Delivery
-from ..stand_in import BrokerStandIn, FeedStandIn
+from ...stand_in import BrokerStandIn, FeedStandIn
 from .events import NoteTaken, OrderPlaced, soon
 from .place import Place
 from .scenario import promise

@@ -17,7 +17,7 @@ from ...clock import SystemClock
 from ...message import Delivery, Failure, Message
 from ...outcome import ACK
 from ...service import Service
-from ..stand_in import KeptOpen
+from ...stand_in import KeptOpen
 
 MAX_BYTES = 64 * 1024 * 1024
 ABSENCE = 0.15

@@ -13,7 +13,8 @@ from contextlib import AsyncExitStack
 
 from ... import Service
 from ...broker import Subscription, TopicSpec
-from ..worker import Fact, StepTaken
+from ..history import Fact
+from ..worker import StepTaken
 from .place import Place, collect
 from .scenario import promise
 from .workers import Workers, steps
@@ -252,7 +253,8 @@ async def a_process_paused_past_its_lease_is_replaced(place: Place) -> None:
         await place.until(lambda: len(_finished(workers)) == 192 + probes, "all is handled")
         await place.handled("walker.walk")
         status = await place.status("walker.walk")
-        assert (status.acked, status.retried, status.dead) == (192 + probes, 0, 0)
+        assert (status.acked, status.dead) == (192 + probes, 0)
+        assert status.retried <= 16  # what was running when the lease ended is charged, and nothing else
         await asyncio.gather(workers.stop(paused), workers.stop(other))
 
 

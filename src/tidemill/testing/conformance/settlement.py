@@ -7,7 +7,7 @@ import time
 
 from ...broker import Feed, Settlement
 from ...message import Delivery, Failure, Message
-from ...outcome import ACK, RELEASE, DeadLetter, Retry
+from ...outcome import ACK, RELEASE, DeadLetter, Release, Retry
 from .place import MAX_BYTES, Place, ack, failed, message, nothing, numbers, reader, settle, store
 from .scenario import promise
 
@@ -146,6 +146,63 @@ async def a_release_is_not_charged(place: Place) -> None:
         await settle(feed, [(delivery, RELEASE) for delivery in delivered])
     status = await place.status("reader.all")
     assert (status.backlog, status.retried, status.acked) == (2, 1, 0)
+
+
+@promise("G3", "G4", needs=("delay",))
+async def a_delayed_release_waits_uncharged(place: Place) -> None:
+    """Given back for a while, a message comes again after that and not before, while others pass it by, with the same
+    attempt and the same history."""
+    feed = await place.feed(reader())
+    await store(await place.broker(), message(1), message(2), message(3))
+    first, second, third = await place.take(feed, 3)
+    await settle(feed, [(failed(first, "once"), Retry(0, "once"))])
+    (first,) = await place.take(feed, 1)
+    began = time.monotonic()
+    await settle(feed, [(first, Release(0.4, "busy")), (second, Release(0.4))])
+    await ack(feed, [third])
+    await nothing(feed, 0.1)
+    again = sorted(await place.take(feed, 2), key=lambda delivery: delivery.position)
+    waited = time.monotonic() - began
+    assert 0.39 <= waited < 0.4 + 2.0, f"came back after {waited:.3f} s of 0.4"
+    assert [(int(d.message.body), d.attempt, len(d.history)) for d in again] == [(1, 2, 1), (2, 1, 0)]
+    await ack(feed, again)
+    status = await place.status("reader.all")
+    assert (status.backlog, status.retried, status.acked) == (0, 1, 3)
+
+
+@promise("G3", "G6", needs=("order", "delay"))
+async def a_key_waits_for_a_delayed_release(place: Place) -> None:
+    """While an event that was given back for a while is away, no later event of its key is delivered, old or new, and
+    other keys go on. Behind an earlier event of its key it waits for that one, in whatever calls they are settled."""
+    broker = await place.broker()
+    feed = await place.feed(reader(ordered=True))
+    await store(broker, message(1, key="a"), message(2, key="a"), message(3, key="b"))
+    first, second, other = await place.take(feed, 3)
+    began = time.monotonic()
+    await settle(feed, [(second, RELEASE), (first, Release(0.3)), (other, ACK)])
+    await store(broker, message(4, key="a"), message(5, key="b"))
+    (other,) = await place.take(feed, 1)
+    assert numbers([other]) == [5]
+    await ack(feed, [other])
+    await nothing(feed, 0.1)
+    assert await _one_by_one(place, feed, 1) == [(1, 1)]
+    waited = time.monotonic() - began
+    assert waited >= 0.29, f"came back after {waited:.3f} s of 0.3"
+    assert await _one_by_one(place, feed, 2) == [(2, 1), (4, 1)]
+    await store(broker, *(message(number, key="a") for number in (6, 7, 8)))
+    sixth, seventh, eighth = await place.take(feed, 3)
+    await settle(feed, [(seventh, Release(0.05))])
+    await settle(feed, [(failed(sixth, "no"), Retry(0.3, "no")), (eighth, Release(0.01))])
+    assert await _one_by_one(place, feed, 3) == [(6, 2), (7, 1), (8, 1)]
+
+
+async def _one_by_one(place: Place, feed: Feed, count: int) -> list[tuple[int, int]]:
+    came: list[tuple[int, int]] = []
+    while len(came) < count:
+        (delivery,) = await place.take(feed, 1)
+        came.append((int(delivery.message.body), delivery.attempt))
+        await ack(feed, [delivery])
+    return came
 
 
 @promise("G3")

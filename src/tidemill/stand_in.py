@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from ..broker import (
+from .broker import (
     Broker,
     Capabilities,
     DeadLettered,
     Feed,
+    FeedWatcher,
     Inspection,
     Receipt,
+    Resolution,
+    Resolve,
     Settlement,
     Subscription,
     TopicSpec,
     Trace,
 )
-from ..message import Delivery, Message
+from .message import Delivery, Message
 
 
 class BrokerStandIn:
@@ -48,11 +51,22 @@ class BrokerStandIn:
     async def subscribe(self, subscription: Subscription) -> Feed:
         return await self.real.subscribe(subscription)
 
+    async def pause(self, subscription: str, paused: bool) -> None:
+        await self.real.pause(subscription, paused)
+
     async def inspect(self) -> Inspection:
         return await self.real.inspect()
 
-    async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
-        return await self.real.dead_letters(subscription)
+    async def dead_letters(
+        self, subscription: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[DeadLettered]:
+        return await self.real.dead_letters(subscription, after=after, limit=limit)
+
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        return await self.real.resolve(action, numbers, by=by)
+
+    async def resolutions(self, *, before: int | None = None, limit: int = 1000) -> list[Resolution]:
+        return await self.real.resolutions(before=before, limit=limit)
 
     def read(self, topic: str, *, since: int | None = None, follow: bool = False) -> AsyncIterator[Message]:
         return self.real.read(topic, since=since, follow=follow)
@@ -67,11 +81,23 @@ class FeedStandIn:
     def __init__(self, real: Feed) -> None:
         self.real = real
 
+    def watch(self, watcher: FeedWatcher) -> None:
+        self.real.watch(watcher)
+
     async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
         return await self.real.fetch(limit, wait, max_bytes)
 
+    def begin(self, delivery: Delivery) -> bool:
+        return self.real.begin(delivery)
+
+    def end(self, delivery: Delivery) -> None:
+        self.real.end(delivery)
+
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         return await self.real.settle(settlements)
+
+    async def leave(self) -> None:
+        await self.real.leave()
 
     async def close(self) -> None:
         await self.real.close()

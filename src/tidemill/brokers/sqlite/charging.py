@@ -1,0 +1,52 @@
+"""What was running when its consumer died, or lost its lease, is charged an attempt (G5): exactly that, and nothing of
+what the consumer had merely fetched.
+
+Runs in the transaction that takes the consumer's slots away, so that it happens once, whoever comes first.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from ...message import Failure
+from .rows import NEVER, pack_history, unpack_history
+from .sql import SQL
+
+REASON = "ProcessDied: the process that ran the handler ended, or stood still until its lease was over"
+
+
+def charge(connection: sqlite3.Connection, subscription: int, owner: str, running: dict[int, int], now: int) -> None:
+    """Charge the events that a consumer's handlers were running: seq -> attempt, as its journal says.
+
+    `now` is what their failure is dated: nanoseconds since 1970.
+    """
+    if not running:
+        return
+    execute = connection.execute
+    slots = {
+        slot: position
+        for slot, _, position in execute(SQL["slots_taken"], {"subscription": subscription, "owner": owner})
+    }
+    ahead: dict[int, int] = {}
+    mine: list[tuple[int, int]] = []
+    for seq, attempt in running.items():
+        found = execute(SQL["slot_of_event"], (seq,)).fetchone()
+        if found is None or found[0] not in slots:
+            continue  # settled and aged, or another consumer's by now
+        mine.append((seq, attempt))
+        if seq > slots[found[0]]:
+            ahead[found[0]] = max(seq, ahead.get(found[0], 0))
+    for slot, last in ahead.items():
+        # An exception has to lie behind its slot's position. So it moves, and what lies between is open, uncharged.
+        between = {"subscription": subscription, "slot": slot, "position": slots[slot], "last": last}
+        execute(SQL["open_up_to"], between)
+        execute(SQL["move_position"], {"subscription": subscription, "slot": slot, "position": last})
+    for seq, attempt in mine:
+        row = execute(SQL["exception_of"], (subscription, seq)).fetchone()
+        if row is None or row[0] >= attempt or row[2] == NEVER:
+            continue  # it was settled: as handled, as given up, or with this very attempt as failed
+        history = (*unpack_history(row[1]), Failure(attempt, now, REASON, died=True))
+        execute(
+            SQL["charge"],
+            {"attempts": attempt - 1, "history": pack_history(history), "subscription": subscription, "seq": seq},
+        )
