@@ -22,7 +22,7 @@ from tidemill.errors import BrokerError, ConfigurationError
 from tidemill.message import Failure, Message
 from tidemill.outcome import DeadLetter
 from tidemill.testing.clock import VirtualClock
-from tidemill.testing.stand_in import BrokerStandIn
+from tidemill.stand_in import BrokerStandIn
 
 DAY = 86400 * 10**9
 

@@ -15,7 +15,7 @@ from tidemill.clock import SystemClock
 from tidemill.health import health_of
 from tidemill.message import Delivery
 from tidemill.runtime import Runtime
-from tidemill.testing.stand_in import BrokerStandIn, FeedStandIn
+from tidemill.stand_in import BrokerStandIn, FeedStandIn
 
 things = Topic("things")
 

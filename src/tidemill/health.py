@@ -90,4 +90,9 @@ def _subscription(consumer: Consumer) -> SubscriptionHealth:
     waited = now - min(consumer.asked.values(), default=now)
     if waited > SILENT:
         return SubscriptionHealth(consumer.name, "failing", f"the broker has not answered for {waited:.0f} s")
+    if consumer.is_paused:
+        return SubscriptionHealth(consumer.name, "paused", "somebody paused it: tidemill resume lets it go on")
+    if consumer.circuit_open_since is not None:
+        # It is ready: another process would meet the same failures, and one event at a time is tried.
+        return SubscriptionHealth(consumer.name, "consuming", "its circuit is open: one event at a time is tried")
     return SubscriptionHealth(consumer.name, "consuming")
