@@ -376,7 +376,7 @@ class World:
             )
             event.failures = {delivery.attempt - 1}
             assert event.due <= self.clock.now(), f"{event} came before its time"
-            epoch = feed._slots.get(delivery.token)
+            epoch = feed._slots.held.get(delivery.token)
             if epoch is None or owners[delivery.token] != (feed.owner, epoch):
                 assert before is not None, f"{event} is of a slot that is another's"
                 epoch = -1
