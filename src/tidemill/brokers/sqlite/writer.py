@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar
 
 from ...errors import BrokerError, ConfigurationError, TidemillError
 from .file import BUSY, WriteLock, connect, translate
@@ -119,11 +119,10 @@ class Writer:
                     answers = self._commit(connection, [job for job, _ in batch])
                 waiting: list[tuple[asyncio.Future[Any], Any]] = []
                 for (_, whom), answer in zip(batch, answers, strict=True):
-                    if not isinstance(whom, asyncio.Future):
-                        if not isinstance(answer, BaseException):
-                            whom(answer)
-                    else:
-                        waiting.append((cast("asyncio.Future[Any]", whom), answer))
+                    if not callable(whom):
+                        waiting.append((whom, answer))
+                    elif not isinstance(answer, BaseException):
+                        whom(answer)
                 if waiting:
                     try:
                         self._loop.call_soon_threadsafe(_answer, waiting)
