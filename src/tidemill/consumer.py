@@ -192,14 +192,15 @@ class Consumer:
                 emit("delivery.lost", subscription=self.name, message=running.delivery.message.id)
                 running.cancel("lost")
 
-    def paused(self) -> None:
-        """The subscription is paused: what runs may end, and what waits goes back."""
-        self.is_paused = True
-        self._give_back()
+    def paused(self, paused: bool) -> None:
+        """The subscription is paused: what runs may end, and what waits goes back. Or it goes on."""
+        self.is_paused = paused
+        if paused:
+            self._give_back()
 
-    def resumed(self) -> None:
-        """It goes on."""
-        self.is_paused = False
+    def let_go(self) -> None:
+        """The event loop is stuck: let others have what is here once the lease ends. From another thread."""
+        self._feed.let_go()
 
     def _release(self, settlements: list[Settlement]) -> None:
         self._outcomes += settlements

@@ -32,7 +32,7 @@ class SubscriptionHealth(msgspec.Struct, frozen=True):
     name: str
     state: State
     why: str = ""
-    """In words, where it does not consume, or not as it would."""
+    """In words, where it does not consume."""
 
     @property
     def ready(self) -> bool:
@@ -91,7 +91,8 @@ def _subscription(consumer: Consumer) -> SubscriptionHealth:
     if waited > SILENT:
         return SubscriptionHealth(consumer.name, "failing", f"the broker has not answered for {waited:.0f} s")
     if consumer.is_paused:
-        return SubscriptionHealth(consumer.name, "paused", "somebody has paused it")
+        return SubscriptionHealth(consumer.name, "paused", "somebody paused it: tidemill resume lets it go on")
     if consumer.circuit_open_since is not None:
+        # It is ready: another process would meet the same failures, and one event at a time is tried.
         return SubscriptionHealth(consumer.name, "consuming", "its circuit is open: one event at a time is tried")
     return SubscriptionHealth(consumer.name, "consuming")

@@ -54,6 +54,7 @@ class LoopWatch:
                  have come and gone. None: never.
     owned        whether the process is Tidemill's own: it is then ended where nothing else helps. Another one is not;
                  `stuck` says so, and telemetry.
+    let_go       called from the thread where a process that is not ended is stuck.
     limit, tick  `LIMIT` and `TICK` by default.
     """
 
@@ -62,6 +63,7 @@ class LoopWatch:
         *,
         stuck_after: float | None,
         owned: bool = False,
+        let_go: Callable[[], object] = lambda: None,
         limit: float | None = None,
         tick: float | None = None,
         end: Callable[[int], object] = os._exit,
@@ -72,6 +74,7 @@ class LoopWatch:
         """Whether the loop has stood still for so long that nothing in this process can be relied on."""
         self.stuck_after = stuck_after
         self._owned = owned
+        self._let_go = let_go
         self._limit = LIMIT if limit is None else limit
         self._tick = TICK if tick is None else tick
         self._end = end
@@ -147,6 +150,8 @@ class LoopWatch:
             self._report("loop.stuck", late)
             if self._owned:
                 self._end(STUCK)
+            else:
+                self._let_go()
 
     def _report(self, name: str, late: float) -> None:
         frames = _frames(self._thread)

@@ -81,7 +81,7 @@ class Runtime:
         _refuse_shared_names(self.services, specs)
         async with AsyncExitStack() as stack:
             if self._consume and isinstance(self.clock, SystemClock):
-                self.watch = LoopWatch(stuck_after=_stuck_after(specs), owned=self._owned)
+                self.watch = LoopWatch(stuck_after=_stuck_after(specs), owned=self._owned, let_go=self._let_go)
                 self.watch.start()
                 stack.callback(self.watch.stop)
             stack.push_async_callback(self.broker.close)
@@ -113,6 +113,10 @@ class Runtime:
             self._drained = True
             self.state = "draining"
             await asyncio.gather(*(consumer.drain(grace) for consumer in self.consumers))
+
+    def _let_go(self) -> None:
+        for consumer in tuple(self.consumers):
+            consumer.let_go()
 
     def force(self) -> None:
         """Make a drain that is under way cancel what still runs."""
