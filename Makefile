@@ -28,9 +28,9 @@ test: mermaid ## run the tests                     (ARGS="-k retry" go to pytest
 	@$(bin)/python -m pytest $(ARGS)
 
 .PHONY: torture
-torture: ## kill processes for a while        (ARGS="--seed 1 --kills 1000 --seconds 300")
+torture: ## kill and pause processes a while  (ARGS="--seed 1 --events 100000")
 	$(setup) test
-	@$(bin)/python -m tests.torture.kills $(ARGS)
+	@$(bin)/python -m tidemill torture $(ARGS)
 
 .PHONY: test-pythons
 test-pythons: mermaid ## run the tests on every other Python found

@@ -49,7 +49,7 @@ PROMISED = {
     "G7": "On SIGTERM: fetch no more, finish what runs, give the rest back uncharged.",
     "G8": "With an inbox, a handler's database writes happen exactly once.",
     "G9": "With an outbox, an event leaves if and only if the transaction commits.",
-    "G10": "Dead letters are kept with their bytes and the history of their attempts.",
+    "G10": "Dead letters are kept whole until replayed or discarded, for the subscription that failed alone.",
     "G11": "Events written years ago reach today's handler as today's class.",
     "G12": "A lease is kept alive while a handler runs; who lost it cannot settle any more.",
 }

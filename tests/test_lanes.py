@@ -10,7 +10,7 @@ import pytest
 from tidemill.broker import Settlement
 from tidemill.lanes import Lanes
 from tidemill.message import Delivery, Message
-from tidemill.outcome import ACK, Retry
+from tidemill.outcome import ACK, DeadLetter, Retry
 
 RETRY = Retry(0.0, "no")
 
@@ -20,8 +20,8 @@ def delivery(position: int, key: str | None = "k", attempt: int = 1) -> Delivery
 
 
 class Consumer:
-    def __init__(self) -> None:
-        self.lanes = Lanes()
+    def __init__(self, parks: bool = False) -> None:
+        self.lanes = Lanes(parks)
         self.ready: deque[Delivery] = deque()
         self.outcomes: list[Settlement] = []
 
@@ -137,3 +137,21 @@ def test_a_key_is_handled_in_order_with_answers_that_come_late(seed: int) -> Non
         if len(handled) == 12:
             break
     assert handled == list(range(1, 13)), f"seed {seed}"
+
+
+@pytest.mark.parametrize("parks", [True, False])
+def test_what_follows_a_dead_letter_goes_back_where_the_subscription_parks(parks: bool) -> None:
+    consumer = Consumer(parks)
+    first, second = delivery(1), delivery(2)
+    consumer.take(first, second)
+    assert consumer.ready.popleft() is first
+    assert consumer.finish(first, DeadLetter("no")) == ([2] if parks else [])
+    assert list(consumer.ready) == ([] if parks else [second])
+    # Until that is recorded, what else was fetched of the key goes back too; afterwards the broker keeps it.
+    assert consumer.take(delivery(3)) == ([3] if parks else [])
+    consumer.lanes.recorded(consumer.outcomes)
+    if parks:
+        replayed = delivery(1)
+        assert consumer.take(replayed) == []
+        assert consumer.ready.popleft() is replayed
+        assert consumer.finish(replayed, ACK) == []

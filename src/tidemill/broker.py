@@ -224,8 +224,11 @@ class FeedWatcher(Protocol):
         """The lease of these is gone: another consumer may have them already, and no outcome of them counts (G12)."""
         ...
 
-    def paused(self) -> None:
-        """The subscription is paused: nothing comes until it goes on, and what waits here is to be given back."""
+    def paused(self, paused: bool) -> None:
+        """The subscription is paused: nothing comes until it goes on, and what waits here is to be given back.
+
+        Or it goes on.
+        """
         ...
 
 
@@ -262,6 +265,13 @@ class Feed(Protocol):
         The one place that ends deliveries. Raises `BrokerError` if nothing was recorded; it is then safe to repeat.
         On an ordered subscription a released event stays behind an earlier one of its key that is to be retried, or
         was given up where the subscription parks; and later ones stay behind one that is released for a while.
+        """
+        ...
+
+    def let_go(self) -> None:
+        """The event loop is stuck, and with it what is in flight: renew the lease no more, until it lives again.
+
+        The one method that is called from another thread.
         """
         ...
 

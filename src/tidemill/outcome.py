@@ -87,14 +87,15 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     base       upper end of the first delay, in seconds (default 1).
     factor     what each window is multiplied by (default 4).
     cap        longest delay, in seconds (default 900: a quarter of an hour; at most a year).
+    future     seconds that an event of a newer version than this code knows waits for newer code, uncharged, before it
+               is a dead letter (default 3600: an hour, which is longer than a deployment takes; at most a year).
     never      exceptions that are permanent: dead letter at the first occurrence (default none).
     only       the exceptions to retry; every other one is a dead letter at once (default None: all are retried). The
                timeout is one more exception: name `TimeoutError` if what took too long is to run again.
 
     Where an exception is in both `never` and `only`, as a subclass of a class in each, `never` wins. `RetryAfter` asks
-    for itself and is in neither. What is no error of the handler's is retried whatever `only` says: an event from the
-    future, which waits for a newer consumer, and an attempt whose process died. A group of exceptions is in `only` if
-    all that it holds are.
+    for itself and is in neither. An attempt whose process died is retried whatever they say, as that was no error of
+    the handler's. A group of exceptions is in `only` if all that it holds are.
 
     Raises `ValueError` or `TypeError` where a value makes no sense.
     """
@@ -104,6 +105,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     base: float = 1.0
     factor: float = 4.0
     cap: float = 900.0
+    future: float = 3600.0
     never: tuple[type[BaseException], ...] = ()
     only: tuple[type[BaseException], ...] | None = None
 
@@ -111,12 +113,15 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         for name, count in (("attempts", self.attempts), ("immediate", self.immediate)):
             if type(count) is not int:
                 raise TypeError(f"RetryPolicy({name}={count!r}): give a whole number")
-        for name, number in (("base", self.base), ("factor", self.factor), ("cap", self.cap)):
+        numbers = ("base", self.base), ("factor", self.factor), ("cap", self.cap), ("future", self.future)
+        for name, number in numbers:
             if type(number) is bool or not isinstance(cast(object, number), int | float):
                 raise TypeError(f"RetryPolicy({name}={number!r}): give a number")
         if self.attempts < 1:
             raise ValueError(f"RetryPolicy(attempts={self.attempts}): at least 1, as the first run counts")
         # Written so that NaN fails too.
+        if not 0 <= self.future <= MAX_DELAY:
+            raise ValueError(f"RetryPolicy(future={self.future}): give seconds, from 0 to a year")
         if not (self.immediate >= 0 and 0 < self.base <= self.cap <= MAX_DELAY and 1 <= self.factor < math.inf):
             raise ValueError(
                 f"RetryPolicy(immediate={self.immediate}, base={self.base}, factor={self.factor}, "
@@ -158,12 +163,14 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         error = _only(error)
         if isinstance(error, Reject):
             return DeadLetter(_reason(error))
-        if isinstance(error, DecodeError) and not isinstance(error, FutureVersion):
+        if isinstance(error, FutureVersion):
+            return Release(1.0, describe(error))  # for how long in all, whoever knows since when decides
+        if isinstance(error, DecodeError):
             return DeadLetter(describe(error))
         asked = error if isinstance(error, RetryAfter) else None
         if self.never and asked is None and not isinstance(error, ProcessDied) and isinstance(error, self.never):
             return DeadLetter(f"{describe(error)} (an error the policy never retries)")
-        if self.only is not None and asked is None and not is_one_of(error, (*self.only, FutureVersion, ProcessDied)):
+        if self.only is not None and asked is None and not is_one_of(error, (*self.only, ProcessDied)):
             names = ", ".join([cls.__name__ for cls in self.only])
             return DeadLetter(f"{describe(error)} (an error the policy does not retry: only {names})")
         if attempt >= self.attempts:

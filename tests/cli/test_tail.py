@@ -12,7 +12,8 @@ import click
 import pytest
 
 from tidemill.cli import tail
-from tidemill.cli.tail import body_text, parse_since
+from tidemill.cli.options import parse_since
+from tidemill.cli.tail import body_text
 from tidemill.message import Message
 
 from .conftest import wait_until

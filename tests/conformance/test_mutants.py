@@ -18,6 +18,7 @@ from tidemill.broker import (
     DeadLettered,
     Feed,
     Receipt,
+    Resolve,
     Settlement,
     Subscription,
     Support,
@@ -228,7 +229,9 @@ class IgnoresDelays(BrokerStandIn):
 class MendsDeadLetters(BrokerStandIn):
     """Keeps dead letters as text."""
 
-    async def dead_letters(self, subscription: str | None = None) -> list[DeadLettered]:
+    async def dead_letters(
+        self, subscription: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[DeadLettered]:
         return [
             msgspec.structs.replace(
                 letter,
@@ -236,8 +239,53 @@ class MendsDeadLetters(BrokerStandIn):
                     letter.message, body=letter.message.body.decode("utf-8", "replace").encode()
                 ),
             )
-            for letter in await self.real.dead_letters(subscription)
+            for letter in await self.real.dead_letters(subscription, after=after, limit=limit)
         ]
+
+
+class ForgetsPages(BrokerStandIn):
+    async def dead_letters(
+        self, subscription: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[DeadLettered]:
+        return await self.real.dead_letters(subscription, limit=limit)
+
+
+class ReplaysToEverybody(BrokerStandIn):
+    """Publishes anew what is replayed."""
+
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        letters = {letter.number: letter for letter in await self.real.dead_letters()}
+        if action == "replay":
+            await self.real.publish(
+                [msgspec.structs.replace(letters[n].message, id=new_id()) for n in numbers if n in letters]
+            )
+        return await self.real.resolve("discard", numbers, by=by)
+
+
+class ReplaysWithoutRemoving(BrokerStandIn):
+    """Two operators at once replay the same dead letters twice."""
+
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        await self.real.resolve(action, numbers, by=by)
+        return list(numbers)
+
+
+class NamesNobody(BrokerStandIn):
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        return await self.real.resolve(action, numbers, by="somebody")
+
+
+class DropsWhatIsReplayed(BrokerStandIn):
+    async def resolve(self, action: Resolve, numbers: Sequence[int], *, by: str) -> list[int]:
+        return await self.real.resolve("discard", numbers, by=by)
+
+
+class NeverParks(BrokerStandIn):
+    async def declare(self, topics: Sequence[TopicSpec], subscriptions: Sequence[Subscription]) -> None:
+        await self.real.declare(topics, [msgspec.structs.replace(spec, parks=False) for spec in subscriptions])
+
+    async def subscribe(self, subscription: Subscription) -> Feed:
+        return await self.real.subscribe(msgspec.structs.replace(subscription, parks=False))
 
 
 class CutsTimes(BrokerStandIn):
@@ -283,6 +331,18 @@ CAUGHT_BY: list[tuple[type[BrokerStandIn], str]] = [
     (IgnoresDelays, "a_delayed_message_appears_when_it_is_due"),
     (MendsDeadLetters, "a_dead_letter_is_kept_whole"),
     (MendsDeadLetters, "what_cannot_be_read_blocks_nobody"),
+    (ForgetsPages, "dead_letters_come_in_pages"),
+    (ReplaysToEverybody, "a_replay_reaches_the_failing_subscription_alone"),
+    (ReplaysWithoutRemoving, "a_dead_letter_is_resolved_once"),
+    (NamesNobody, "the_trail_says_who_decided_what"),
+    (DropsWhatIsReplayed, "a_replayed_event_may_fail_again"),
+    (DropsWhatIsReplayed, "a_dead_letter_outlives_its_topics_retention"),
+    (DropsWhatIsReplayed, "a_replay_frees_a_parked_key_in_order"),
+    (ForgetsAttempts, "a_replayed_event_may_fail_again"),
+    (IgnoresOrder, "a_replayed_event_waits_behind_an_earlier_retry"),
+    (NeverParks, "a_parked_key_waits_and_others_go_on"),
+    (NeverParks, "a_discard_frees_a_parked_key"),
+    (NeverParks, "a_service_parks_and_goes_on"),
     (CutsTimes, "what_is_published_arrives_unchanged"),
 ]
 
@@ -292,6 +352,8 @@ CAUGHT_ON_DISK: list[tuple[type[BrokerStandIn], str]] = [
     (KeepsWhatItHeld, "closing_gives_back_what_is_not_settled"),
     (ForgetsDuplicates, "duplicates_are_known_after_a_restart"),
     (LosesReleases, "order_survives_a_restart"),
+    (DropsWhatIsReplayed, "a_replay_survives_a_restart"),
+    (NeverParks, "a_parked_key_waits_across_a_restart"),
 ]
 
 

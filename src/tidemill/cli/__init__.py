@@ -19,8 +19,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("tidemill.cli.status", "Show topics and how far each subscription is."),
     "pause": ("tidemill.cli.pause", "Let the events of subscriptions wait."),
     "resume": ("tidemill.cli.resume", "Let paused subscriptions go on."),
-    "dead-letters": ("tidemill.cli.dead_letters", "Look at the messages that subscriptions gave up on."),
+    "dead-letters": ("tidemill.cli.dead_letters", "Look at what subscriptions gave up on, replay or discard it."),
     "diagram": ("tidemill.cli.diagram", "Draw how services, topics and handlers connect."),
+    "torture": ("tidemill.cli.torture", "Kill and pause processes on a broker; check what is left."),
 }
 """Every command: the module whose `command` it is, and its line in the list of commands."""
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 import click
@@ -17,6 +20,8 @@ from ..errors import ConfigurationError
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def broker_option(command: F) -> F:
@@ -30,6 +35,29 @@ def broker_option(command: F) -> F:
         show_envvar=True,
         help="Where messages are stored.",
     )(command)
+
+
+def parse_since(text: str) -> int:
+    """`beginning`, `now`, an age such as `90s` or `1h`, or a date and time (local unless it says) in nanoseconds."""
+    text = text.strip()
+    if text == "beginning":
+        return 0
+    if text == "now":
+        return time.time_ns()
+    ago = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text)
+    try:
+        if ago:
+            return max(time.time_ns() - int(float(ago[1]) * _UNITS[ago[2]] * 1e9), 0)
+        return max(int(datetime.fromisoformat(text).astimezone().timestamp() * 1_000_000) * 1000, 0)
+    except (ValueError, OverflowError, OSError):
+        raise click.BadParameter(
+            f"{text!r} is no time. Write beginning, now, an age (90s, 15m, 1h, 7d) or 2026-01-31T12:00."
+        ) from None
+
+
+def when(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """An option's callback: a point in time, as `parse_since` takes it."""
+    return None if value is None else parse_since(value)
 
 
 def examples(*lines: str) -> str:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import difflib
 import os
-import re
 import shutil
 import stat
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from datetime import datetime
-from typing import Final
 
 import click
 import msgspec
@@ -21,32 +18,8 @@ from ..broker import Broker
 from ..cloudevents import to_structured
 from ..errors import ConfigurationError
 from ..message import Message
-from .options import broker_option, examples, opened, run_async
+from .options import broker_option, examples, opened, run_async, when
 from .output import cut, local_time, visible, width
-
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-def parse_since(text: str) -> int:
-    """`beginning`, `now`, an age such as `90s` or `1h`, or a date and time (local unless it says) in nanoseconds."""
-    text = text.strip()
-    if text == "beginning":
-        return 0
-    if text == "now":
-        return time.time_ns()
-    ago = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text)
-    try:
-        if ago:
-            return max(time.time_ns() - int(float(ago[1]) * _UNITS[ago[2]] * 1e9), 0)
-        return max(int(datetime.fromisoformat(text).astimezone().timestamp() * 1_000_000) * 1000, 0)
-    except (ValueError, OverflowError, OSError):
-        raise click.BadParameter(
-            f"{text!r} is no time. Write beginning, now, an age (90s, 15m, 1h, 7d) or 2026-01-31T12:00."
-        ) from None
-
-
-def _since(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    return None if value is None else parse_since(value)
 
 
 @click.command(
@@ -60,7 +33,7 @@ def _since(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option(
     "--from",
     "since",
-    callback=_since,
+    callback=when,
     metavar="WHEN",
     help="beginning, now, an age (90s, 15m, 1h, 7d) or a time (2026-01-31T12:00).  "
     "[default: beginning; with --follow: now]",

@@ -1,7 +1,6 @@
 """The child process of scenarios with real processes: `python -m tidemill.testing.worker consume|publish URL LOG …`.
 
-It writes what it did to LOG, a JSON object a line, each by one append: what several processes write at once stays
-whole, and what was written is there however the process ends. `History` reads it.
+It writes what it did to LOG; see `tidemill.testing.history`.
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ import asyncio
 import os
 import random
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -25,6 +22,7 @@ from ..message import Message
 from ..outcome import RetryPolicy
 from ..runtime import run_until_signal
 from ..service import Service
+from .history import Log
 
 steps = Topic("steps", key="key")
 
@@ -35,72 +33,11 @@ class StepTaken:
 
     key: str
     number: int
-    fails: int = 0
-    """How often its handler fails before it succeeds."""
 
 
-class Fact(msgspec.Struct, frozen=True):
-    """Something that happened in a child process."""
-
-    what: str
-    """`ready`, `began`, `ended`, `failed`, `draining`; of publishers `confirmed`, `done`."""
-    pid: int
-    at: int
-    """Nanoseconds since 1970."""
-    id: str = ""
-    key: str = ""
-    number: int = -1
-    attempt: int = 0
-    published: int = 0
-    """When the event was published, as the event says."""
-
-
-class History:
-    """The facts in a log, and those that were added since it was last looked at."""
-
-    def __init__(self, log: Path) -> None:
-        self.facts: list[Fact] = []
-        self._log = log
-        self._offset = 0
-        self._decode = msgspec.json.Decoder(Fact).decode
-
-    def look(self) -> list[Fact]:
-        """Read what is new, and return it."""
-        if not self._log.exists():
-            return []
-        with self._log.open("rb") as file:
-            file.seek(self._offset)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        new = [self._decode(line) for line in whole.splitlines()]
-        self.facts += new
-        return new
-
-    def of(self, what: str) -> list[Fact]:
-        """All facts of a kind so far."""
-        self.look()
-        return [fact for fact in self.facts if fact.what == what]
-
-
-class _Log:
-    def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._encode = msgspec.json.Encoder().encode
-        self._pid = os.getpid()
-
-    def tell(self, what: str, message: Message | None = None, step: StepTaken | None = None, attempt: int = 0) -> None:
-        fact = Fact(
-            what,
-            self._pid,
-            time.time_ns(),
-            message.id if message else "",
-            step.key if step else "",
-            step.number if step else -1,
-            attempt,
-            message.time if message else 0,
-        )
-        os.write(self._file, self._encode(fact) + b"\n")
+class _Log(Log):
+    def step(self, what: str, message: Message, step: StepTaken, attempt: int = 0) -> None:
+        self.tell(what, id=message.id, key=step.key, number=step.number, attempt=attempt, published=message.time)
 
 
 async def consume(url: str, log: _Log, options: argparse.Namespace) -> None:
@@ -111,17 +48,14 @@ async def consume(url: str, log: _Log, options: argparse.Namespace) -> None:
 
     @service.on(StepTaken, name="walk", start="beginning", concurrency=options.concurrency, retry=policy)
     async def walk(step: StepTaken, ctx: Context) -> None:
-        log.tell("began", ctx.message, step, ctx.attempt)
+        log.step("began", ctx.message, step, ctx.attempt)
         if step.number in options.dies_at:
             os._exit(77)
         if step.number >= options.hangs_from:
             await asyncio.Event().wait()
         if high:
             await asyncio.sleep(random.uniform(low, high))
-        if ctx.attempt <= step.fails:
-            log.tell("failed", ctx.message, step, ctx.attempt)
-            raise OSError(f"attempt {ctx.attempt} of step {step.number} fails on purpose")
-        log.tell("ended", ctx.message, step, ctx.attempt)
+        log.step("ended", ctx.message, step, ctx.attempt)
 
     (spec,) = service.handlers
     spec.subscription = msgspec.structs.replace(spec.subscription, lease=options.lease)
@@ -150,23 +84,17 @@ async def publish(url: str, log: _Log, options: argparse.Namespace) -> None:
             batch = draw.sample(sorted(left), min(len(left), options.batch))
             publishing: list[tuple[StepTaken, asyncio.Task[Message]]] = []
             for key in batch:
-                step = StepTaken(key, left[key], fails_of(key, left[key]) if options.failing else 0)
+                step = StepTaken(key, left[key])
                 identity = f"{key}-{step.number}"
                 publishing.append((step, asyncio.create_task(service.publish(step, id=identity))))
             for step, task in publishing:
-                log.tell("confirmed", await task, step)
+                log.step("confirmed", await task, step)
                 left[step.key] += 1
                 if left[step.key] > options.last:
                     del left[step.key]
             if options.pace:
                 await asyncio.sleep(options.pace)
         log.tell("done")
-
-
-def fails_of(key: str, number: int) -> int:
-    """How often a step fails: most never, some once or twice, a few for ever."""
-    roll = random.Random(f"{key}-{number}").random()
-    return 99 if roll < 0.01 else 2 if roll < 0.03 else 1 if roll < 0.08 else 0
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -190,7 +118,6 @@ def main(arguments: Sequence[str]) -> None:
     publisher.add_argument("--batch", type=int, default=8)
     publisher.add_argument("--pace", type=float, default=0.0)
     publisher.add_argument("--seed", type=int, default=0)
-    publisher.add_argument("--failing", action="store_true")
     options = parser.parse_args(arguments)
     asyncio.run((consume if options.command == "consume" else publish)(options.url, _Log(options.log), options))
 

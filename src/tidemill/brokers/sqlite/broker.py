@@ -184,7 +184,7 @@ class SqliteBroker:
         now = time.monotonic()
         jobs: list[tuple[Job, Done]] = []
         for feed in tuple(self._feeds):
-            if now - self._renewed.get(feed.owner, 0.0) >= feed.spec.lease / 3:
+            if not feed.is_stuck and now - self._renewed.get(feed.owner, 0.0) >= feed.spec.lease / 3:
                 jobs.append((feed.renew, partial(self._renew, feed, now)))
         if self._retention.due():
             jobs.append((self._retention.purge, lambda _: None))

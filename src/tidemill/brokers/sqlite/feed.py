@@ -64,6 +64,8 @@ class SqliteFeed:
         self._until = 0
         self._watcher: FeedWatcher | None = None
         self.paused = False
+        self.is_stuck = False
+        """Whether the lease is not to be renewed."""
         self.generation = -1
         self.touched = 0
         """Up to which decision about dead letters it has looked at what waits."""
@@ -99,7 +101,7 @@ class SqliteFeed:
     def watch(self, watcher: FeedWatcher) -> None:
         self._watcher = watcher
         if self.paused:
-            watcher.paused()
+            watcher.paused(True)
 
     # ----------------------------------------------------------------- fetch
 
@@ -116,9 +118,7 @@ class SqliteFeed:
                 await self._look_anew()
             if self._parked:
                 await self._park()
-            # Without a lease, as far as is known here, the events may be another's: the next renewal tells.
-            may = not self.paused and not self._departing and time.monotonic_ns() < self._until
-            taken = self._read(limit, max_bytes) if may else []
+            taken = self._read(limit, max_bytes)
             if taken:
                 return taken
             if self._parked:
@@ -137,7 +137,8 @@ class SqliteFeed:
     def _read(self, limit: int, max_bytes: int) -> list[Delivery]:
         self._more = False
         taken: list[Delivery] = []
-        if not self._mask or self._closed:
+        # Without a lease, as far as is known here, the events may be another's: the next renewal tells.
+        if not self._mask or self._closed or self.paused or self._departing or time.monotonic_ns() >= self._until:
             return taken
         try:
             now = self._broker.clock.now()
@@ -524,6 +525,13 @@ class SqliteFeed:
         else:
             self._broker.call_soon(self._thought_dead)
 
+    def let_go(self) -> None:
+        self.is_stuck = True
+        self._broker.call_soon(self._lives_again)
+
+    def _lives_again(self) -> None:
+        self.is_stuck = False  # the next renewal tells whether anybody has taken over
+
     def _thought_dead(self) -> None:
         # It stood still for longer than its lease: its slots are another's, or will be.
         if not self._closed:
@@ -540,8 +548,8 @@ class SqliteFeed:
             self.disturbed = True
         if paused != self.paused:
             self.paused = paused
-            if paused and self._watcher is not None:
-                self._watcher.paused()
+            if self._watcher is not None:
+                self._watcher.paused(paused)
 
     async def leave(self) -> None:
         self._departing = True

@@ -49,7 +49,8 @@ class Journal:
     def _grow(self) -> mmap.mmap:
         before = self._size
         self._size += CELLS * _CELL.size
-        os.ftruncate(self._file, self._size)
+        # Written, not only made longer: a page that a full disk has no room for would end the process at its first use.
+        os.pwrite(self._file, bytes(self._size - before), before)
         # The old map stays as it is until the new one shows the same pages.
         grown = mmap.mmap(self._file, self._size)
         self._free = list(range(self._size - _CELL.size, before - 1, -_CELL.size))

@@ -16,7 +16,7 @@ where x.subscription = :subscription and x.due <= :now and (:slots >> x.slot) & 
   -- Not what is to be retried behind an earlier event of its key that waits: a replay may put one before it.
   and (x.due = 0 or x.key is null
        or not exists (select 1 from tidemill_exception e where e.subscription = :subscription and e.key = x.key
-                      and e.seq < x.seq and e.due > :now))
+                      and e.seq < x.seq and (e.due is null or e.due > :now)))
 order by x.seq limit :most
 
 -- name: next_due
@@ -82,8 +82,8 @@ where subscription = :subscription and slot = :slot and position < :position
 select attempts, history, due from tidemill_exception where subscription = ? and seq = ?
 
 -- name: charge
--- Nobody holds it any more: whoever takes its slot makes it due.
-update tidemill_exception set attempts = :attempts, history = :history, died = 1, due = null
+-- It was running, so it stays as due as it was: if the later ones of its key are due already, it comes before them.
+update tidemill_exception set attempts = :attempts, history = :history, died = 1
 where subscription = :subscription and seq = :seq
 
 -- name: my_slots

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 FILES = (
-    *("publishing", "scheduling", "delivery", "settlement", "order"),
+    *("publishing", "scheduling", "delivery", "settlement", "order", "dead_letters"),
     *("handlers", "drain", "history", "processes"),
 )
 """The files that hold scenarios: one kind of promise each."""

@@ -13,7 +13,8 @@ from contextlib import AsyncExitStack
 
 from ... import Service
 from ...broker import Subscription, TopicSpec
-from ..worker import Fact, StepTaken
+from ..history import Fact
+from ..worker import StepTaken
 from .place import Place, collect
 from .scenario import promise
 from .workers import Workers, steps

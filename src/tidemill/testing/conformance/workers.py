@@ -8,7 +8,8 @@ import sys
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from ..worker import Fact, History, StepTaken
+from ..history import Fact, History
+from ..worker import StepTaken
 from .place import Place
 
 
