@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from waiting import wait_until
 
-from tidemill import BrokerError, Health, Service, Topic, event
+from tidemill import BrokerError, Circuit, Health, Service, Topic, event
 from tidemill.broker import Feed, Settlement, Subscription, connect
 from tidemill.clock import SystemClock
 from tidemill.health import health_of
@@ -207,5 +208,39 @@ def test_a_service_that_publishes_only_is_ready_when_it_has_started() -> None:
         silent: Service[None] = Service("silent")
         async with silent.running("memory:"):
             assert silent.health().ready
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("url", ["memory:", "sqlite:///tidemill.db"])
+def test_a_paused_subscription_is_shown_and_counts_as_ready(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    service = shop()
+
+    async def main() -> None:
+        async with service.running(url):
+            await service.pause("handle")
+            await wait_until(lambda: states(service.health())["shop.handle"] == "paused")
+            assert service.health().ready
+            await service.resume("handle")
+            await wait_until(lambda: states(service.health())["shop.handle"] == "consuming")
+
+    asyncio.run(main())
+
+
+def test_an_open_circuit_is_shown() -> None:
+    service: Service[None] = Service("shop")
+
+    @service.on(ThingHappened, circuit=Circuit(failures=1))
+    async def handle(event: ThingHappened) -> None:
+        raise OSError("the mail server is away")
+
+    async def main() -> None:
+        async with service.running("memory:"):
+            await service.publish(ThingHappened(1))
+            await wait_until(lambda: "its circuit is open" in service.health().subscriptions[0].why)
+            assert service.health().ready
 
     asyncio.run(main())

@@ -164,7 +164,9 @@ class Consumer:
         if self._settler is not None:
             self._wake_settler()
             # A broker that is away must not keep the process: what it has not recorded is delivered again.
-            await asyncio.wait([self._settler], timeout=max(1.0, until - time.monotonic()))
+            settled, _ = await asyncio.wait([self._settler], timeout=max(1.0, until - time.monotonic()))
+            if not settled:
+                emit("settle.failed", subscription=self.name, count=self._open, error="the drain did not wait for it")
             self._settler.cancel()
         leaving.cancel()
         await asyncio.wait([leaving])

@@ -13,7 +13,7 @@
 | `delivery.abandoned` | error | a handler did not end after it was cancelled | subscription, message, seconds |
 | `circuit.opened` | error | everything fails: one at a time is tried, the rest waits | subscription, failures, error |
 | `circuit.closed` | warning | one of them succeeded: all goes on | subscription |
-| `settle.failed` | error | outcomes could not be recorded; it is tried again | subscription, count, error |
+| `settle.failed` | error | outcomes could not be recorded; it is tried again, or, in a drain, what they are of is delivered again | subscription, count, error |
 | `fetch.failed` | error | nothing could be fetched; it is tried again | subscription, error |
 | `chaos.enabled` | warning | faults happen on purpose: `$TIDEMILL_CHAOS` is set | probability, seed |
 | `subscription.orphaned` | warning | a durable subscription with a backlog has no handler | subscription, backlog |
