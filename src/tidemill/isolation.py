@@ -1,7 +1,7 @@
 """An event that was running when a process died may be what killed it. It runs alone, so that it takes no other along.
 
 One at a time in this process, whatever subscription it is of: no handler begins meanwhile, and those that run have a
-moment to end, and to have that recorded. Only a moment, either way: what is suspected must not hold up the innocent for long.
+moment to end, and to have that recorded. Only a moment, either way: the suspect must not hold up the innocent for long.
 """
 
 from __future__ import annotations
