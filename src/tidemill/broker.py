@@ -244,6 +244,8 @@ class Feed(Protocol):
 
         Every delivery is this feed's alone until it is settled or its lease is lost. On an ordered subscription no
         event is delivered while an earlier one of its key waits for a retry or is held by another feed.
+        What is delivered is decided in the step of the event loop in which it is returned: whatever was settled by then
+        counts, so that an event which arrived earlier does not overtake one that was given back meanwhile.
         """
         ...
 

@@ -69,7 +69,7 @@ class Consumer:
         self._feed = feed
         self._clock = clock
         self._isolation = isolation or Isolation()
-        self._isolation.join(lambda: self.running)
+        self._isolation.join(lambda: self.running + len(self._outcomes) + self._recording)
         self._gate = Gate(self.name, spec.rate, spec.circuit, self._isolation, clock)
         self._min_window = 2 * spec.concurrency
         self._window = self._min_window
@@ -78,6 +78,7 @@ class Consumer:
         self._ready: deque[Delivery] = deque()
         self._lanes = Lanes(spec.subscription.parks) if spec.subscription.ordered else None
         self._outcomes: list[Settlement] = []
+        self._recording = 0
         self._watchdog = Watchdog(clock, spec.timeout, self._abandon)
         self._attempts = Attempts(spec, self._watchdog, clock, lambda: self._stopping)
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -432,7 +433,9 @@ class Consumer:
                 self._wanted = self._loop.create_future()
                 await self._wanted
             batch, self._outcomes = self._outcomes, []
+            self._recording = len(batch)
             late = await self._record(batch)
+            self._recording = 0
             self._open -= len(batch)
             self._open_bytes -= sum([len(delivery.message.body) for delivery, _ in batch])
             if self._lanes is not None:
