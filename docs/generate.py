@@ -41,15 +41,12 @@ PROMISED = {
     "G2": "`publish` returns, or says per message: stored, not stored, or unknown.",
     "G3": "Every delivery ends in exactly one outcome, whatever the handler or a middleware does.",
     "G4": "Attempts, delays, concurrency, buffers and sizes have limits, by default.",
-    "G5": (
-        "A message that cannot be handled becomes a dead letter, and its neighbours go on. "
-        "Not yet: one that kills its process."
-    ),
+    "G5": "A message that cannot be handled, or kills its process, becomes a dead letter, and its neighbours go on.",
     "G6": "Events of one key are handled one at a time, in publish order, across processes and retries.",
     "G7": "On SIGTERM: fetch no more, finish what runs, give the rest back uncharged.",
     "G8": "With an inbox, a handler's database writes happen exactly once.",
     "G9": "With an outbox, an event leaves if and only if the transaction commits.",
-    "G10": "Dead letters are kept with their bytes and the history of their attempts.",
+    "G10": "Dead letters are kept whole until replayed or discarded, for the subscription that failed alone.",
     "G11": "Events written years ago reach today's handler as today's class.",
     "G12": "A lease is kept alive while a handler runs; who lost it cannot settle any more.",
 }

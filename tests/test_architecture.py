@@ -24,10 +24,11 @@ LAYERS = [
     ["telemetry", "broker"],
     ["pipeline", "context", "lanes", "watchdog", "steps", "threads", "isolation"],
     ["gate"],
-    ["handler", "stand_in"],
+    ["handler", "stand_in", "loop_watch"],
     ["attempt"],
-    ["publisher", "consumer", "dead_letters"],
+    ["publisher", "consumer", "dead_letters", "chaos"],
     ["runtime"],
+    ["health"],
     ["service"],
     ["", "middleware", "brokers", "sql"],
     ["describe"],
@@ -107,7 +108,11 @@ def faults(name: str, path: Path) -> Iterator[str]:
         elif unit(name) != unit(target):
             if RANK[unit(target)] >= RANK[unit(name)]:
                 yield f"{where}: imports point the other way"
-        elif unit(name) in ("brokers", "middleware") and name.split(".")[1:2] != target.split(".")[1:2]:
+        elif (
+            name != "middleware"
+            and unit(name) in ("brokers", "middleware")
+            and name.split(".")[1:2] != target.split(".")[1:2]
+        ):
             yield f"{where}: siblings keep apart"
         elif unit(name) == "cli" and name != "cli" and target != "cli" and is_command(modules()[target]):
             yield f"{where}: a command is no helper of another"

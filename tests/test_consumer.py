@@ -59,6 +59,7 @@ class FakeFeed:
         self.late: set[int] = set()
         self.closed = False
         self.left = False
+        self.let_go_of = False
         self.begun: list[int] = []
         self.ended: list[int] = []
         self.expired: set[int] = set()
@@ -91,6 +92,9 @@ class FakeFeed:
 
     def end(self, delivery: Delivery) -> None:
         self.ended.append(delivery.position)
+
+    def let_go(self) -> None:
+        self.let_go_of = True
 
     async def leave(self) -> None:
         self.left = True

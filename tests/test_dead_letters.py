@@ -21,8 +21,8 @@ from tidemill.dead_letters import Filter, Report, by_error, cause_of, discard, f
 from tidemill.errors import BrokerError, ConfigurationError
 from tidemill.message import Failure, Message
 from tidemill.outcome import DeadLetter
+from tidemill.stand_in import BrokerStandIn
 from tidemill.testing.clock import VirtualClock
-from tidemill.testing.stand_in import BrokerStandIn
 
 DAY = 86400 * 10**9
 

@@ -14,6 +14,7 @@ from tidemill.errors import (
     MAX_DELAY,
     DecodeError,
     FutureVersion,
+    ProcessDied,
     Reject,
     RetryAfter,
     TidemillError,
@@ -161,7 +162,8 @@ def test_only_some_are_retried() -> None:
         "ConnectionRefusedError: x (an error the policy never retries)"
     )  # in both: never wins
     assert policy.outcome_of(RetryAfter(90, "rate limit"), 1) == Retry(90.0, "rate limit")
-    assert isinstance(policy.outcome_of(FutureVersion("2 > 1"), 1), Retry)  # a deployment is no error of the handler
+    assert isinstance(policy.outcome_of(ProcessDied("kill -9"), 1), Retry)  # a crash is no error of the handler
+    assert isinstance(policy.outcome_of(ProcessDied("killed"), 1), Retry)
     assert policy.outcome_of(Reject("no address"), 1) == DeadLetter("no address")
 
 
@@ -183,8 +185,8 @@ def test_undecodable_is_given_up_and_the_future_is_awaited() -> None:
     policy = RetryPolicy(attempts=2)
     assert policy.outcome_of(DecodeError("bad"), 1) == DeadLetter("DecodeError: bad")
     assert policy.outcome_of(UnknownEvent("who"), 1) == DeadLetter("UnknownEvent: who")
-    assert isinstance(policy.outcome_of(FutureVersion("2 > 1"), 1), Retry)
-    assert isinstance(policy.outcome_of(FutureVersion("2 > 1"), 2), DeadLetter)
+    for attempt in (1, 2):
+        assert policy.outcome_of(FutureVersion("2 > 1"), attempt) == Release(1.0, "FutureVersion: 2 > 1")
 
 
 def test_a_task_group_with_one_failure_counts_as_that_failure() -> None:

@@ -23,6 +23,7 @@ PUBLIC = [
     "Delivery",
     "Failure",
     "Handle",
+    "Health",
     "InvalidMessage",
     "Json",
     "Message",

@@ -78,6 +78,15 @@ def test_a_pause_saves_up_the_burst_and_no_more() -> None:
     assert [pace.take() for _ in range(4)] == [0, 0, 0, 0.1]
 
 
+def test_those_behind_others_wait_for_them_too() -> None:
+    time = Time()
+    pace = Pace(Rate(10, burst=2), time.now)
+    assert [pace.wait(behind) for behind in range(4)] == [0, 0, 0.1, 0.2]
+    pace.take()
+    assert [pace.wait(behind) for behind in range(3)] == [0, 0.1, 0.2]
+    assert pace.interval == 0.1
+
+
 def test_a_burst_is_by_default_a_tenth_of_a_seconds_worth() -> None:
     assert [Rate(100).at_once, Rate(9).at_once, Rate(30, per=60).at_once, Rate(100, burst=1).at_once] == [10, 1, 1, 1]
 

@@ -300,3 +300,24 @@ def test_a_signal_drains_and_a_second_one_forces(tmp_path: Path) -> None:
         return status.backlog, status.retried
 
     assert asyncio.run(backlog()) == (1, 0)  # given back, and not charged
+
+
+def test_only_an_ordered_subscription_parks() -> None:
+    service = Service("shop")
+
+    @service.on(ThingHappened, after_dead_letter="park")
+    async def first(event: ThingHappened) -> None: ...
+
+    @service.on(ThingHappened)
+    async def second(event: ThingHappened) -> None: ...
+
+    assert [spec.subscription.parks for spec in service.handlers] == [True, False]
+    for options, way_out in (
+        ({"ordered": False}, "Remove ordered=False, or remove the option"),
+        ({}, r"Declare it as Topic\('notes', key=...\)"),
+    ):
+        cls = ThingHappened if options else NoteTaken
+        with pytest.raises(DefinitionError, match=way_out):
+            service.on(cls, after_dead_letter="park", **options)  # type: ignore[arg-type]
+    with pytest.raises(DefinitionError, match='give "continue" or "park"'):
+        service.on(ThingHappened, after_dead_letter="stop")  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import tidemill
 from tidemill import telemetry
 from tidemill.telemetry import LEVELS, emit, listen
 
+EMITS = ("emit", "emit_from_thread")
 SOURCE = Path(tidemill.__file__).parent
 
 
@@ -27,8 +28,8 @@ def emitted() -> Iterator[tuple[str, str, set[str] | None]]:
     """Every call of emit in the source: where, the event, its fields (None where they are passed on)."""
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "emit":
-                name = node.args[0]
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in EMITS:
+                name = node.args[EMITS.index(node.func.id)]
                 if isinstance(name, ast.Constant):
                     fields = [keyword.arg for keyword in node.keywords]
                     yield (

@@ -23,6 +23,7 @@ from .event import Json, Topic, event, upcast
 if TYPE_CHECKING:
     from .circuit import Circuit
     from .context import Context
+    from .health import Health
     from .message import Delivery, Failure, Message
     from .outcome import Ack, DeadLetter, Outcome, Release, Retry, RetryPolicy
     from .pipeline import Handle, Middleware
@@ -42,6 +43,7 @@ __all__ = [
     "Delivery",
     "Failure",
     "Handle",
+    "Health",
     "InvalidMessage",
     "Json",
     "Message",
@@ -71,6 +73,7 @@ _LAZY = {
     "Delivery": "message",
     "Failure": "message",
     "Handle": "pipeline",
+    "Health": "health",
     "Message": "message",
     "Middleware": "pipeline",
     "Outcome": "outcome",

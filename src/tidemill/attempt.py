@@ -9,14 +9,18 @@ from typing import Final
 
 from .clock import Clock
 from .context import current
-from .errors import ProcessDied
+from .errors import FutureVersion, ProcessDied
 from .handler import HandlerSpec
 from .message import Delivery, Failure
 from .outcome import ACK, RELEASE, Ack, DeadLetter, Outcome, Release, Retry, describe
 from .pipeline import compose
+from .telemetry import emit
 from .watchdog import Watchdog
 
 _TRACEBACK: Final = 4096
+_FUTURE: Final = FutureVersion.__name__
+_SOON, _RARELY = 1.0, 30.0
+"""Seconds between two looks whether an event from the future can be read: at first, and after some minutes."""
 
 
 class Attempts:
@@ -51,10 +55,24 @@ class Attempts:
 
     def failed(self, delivery: Delivery, error: BaseException) -> Outcome:
         """The outcome of an attempt that failed, which its history remembers."""
+        if isinstance(error, FutureVersion):
+            return self._from_the_future(delivery, error)
         trace = "".join(traceback.format_exception(error))[-_TRACEBACK:]
         failure = Failure(delivery.attempt, self._clock.now(), describe(error), trace)
         delivery.history = (*delivery.history, failure)
         return self._spec.retry.outcome_of(error, delivery.attempt)
+
+    def _from_the_future(self, delivery: Delivery, error: FutureVersion) -> Outcome:
+        """It waits, uncharged, for newer code: a deployment is under way. The history remembers since when."""
+        now, patience = self._clock.now(), self._spec.retry.future
+        known = next((failure for failure in delivery.history if failure.error.startswith(_FUTURE)), None)
+        if known is None:
+            emit("delivery.future", subscription=delivery.subscription, message=delivery.message.id, reason=str(error))
+            delivery.history = (*delivery.history, Failure(delivery.attempt, now, describe(error)))
+        waited = 0.0 if known is None else (now - known.at) / 1e9
+        if waited >= patience:
+            return DeadLetter(f"{describe(error)} (no newer code came within {patience:g} s)")
+        return Release(min(max(_SOON, waited / 4), _RARELY, patience - waited), describe(error))
 
     def _raised(self, delivery: Delivery, error: BaseException) -> Outcome:
         reason = self._watchdog.why_cancelled(delivery)

@@ -224,8 +224,11 @@ class FeedWatcher(Protocol):
         """The lease of these is gone: another consumer may have them already, and no outcome of them counts (G12)."""
         ...
 
-    def paused(self) -> None:
-        """The subscription is paused: nothing comes until it goes on, and what waits here is to be given back."""
+    def paused(self, paused: bool) -> None:
+        """The subscription is paused: nothing comes until it goes on, and what waits here is to be given back.
+
+        Or it goes on.
+        """
         ...
 
 
@@ -241,6 +244,8 @@ class Feed(Protocol):
 
         Every delivery is this feed's alone until it is settled or its lease is lost. On an ordered subscription no
         event is delivered while an earlier one of its key waits for a retry or is held by another feed.
+        What is delivered is decided in the step of the event loop in which it is returned: whatever was settled by then
+        counts, so that an event which arrived earlier does not overtake one that was given back meanwhile.
         """
         ...
 
@@ -262,6 +267,13 @@ class Feed(Protocol):
         The one place that ends deliveries. Raises `BrokerError` if nothing was recorded; it is then safe to repeat.
         On an ordered subscription a released event stays behind an earlier one of its key that is to be retried, or
         was given up where the subscription parks; and later ones stay behind one that is released for a while.
+        """
+        ...
+
+    def let_go(self) -> None:
+        """The event loop is stuck, and with it what is in flight: renew the lease no more, until it lives again.
+
+        The one method that is called from another thread.
         """
         ...
 

@@ -100,6 +100,11 @@ class CircuitBreaker:
         self._until = 0
         self._delay = 0
 
+    @property
+    def delay(self) -> float:
+        """The delay before the latest probe, in seconds; 0.0 where there has been none."""
+        return self._delay / SECOND
+
     def admit(self) -> float:
         """Seconds to wait before asking again. 0.0: go; and if the state is half-open now, this is the one probe.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Protocol
 
 
@@ -27,6 +28,10 @@ class Clock(Protocol):
         """Call `callback` on the running event loop after `seconds`."""
         ...
 
+    async def sleep(self, seconds: float) -> None:
+        """Return after `seconds`."""
+        ...
+
 
 class SystemClock:
     """The machine's clock and the event loop's timers."""
@@ -35,3 +40,12 @@ class SystemClock:
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         return asyncio.get_running_loop().call_later(seconds, callback)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+_MACHINE = SystemClock()
+
+ticking: ContextVar[Clock] = ContextVar("tidemill_clock", default=_MACHINE)
+"""The clock of the services that run here: what a middleware asks for the time, so that tests own its time too."""

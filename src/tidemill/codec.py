@@ -71,7 +71,7 @@ class EventCodec(Generic[E]):
         if version > declared.version:
             raise FutureVersion(
                 f"{message.type!r} version {version} is newer than this code, which knows version "
-                f"{declared.version}. It is tried again as the retry policy says: deploy a newer consumer."
+                f"{declared.version}. It waits for newer code, uncharged: deploy a newer consumer."
             )
         if version < declared.oldest:
             raise DecodeError(

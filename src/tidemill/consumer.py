@@ -60,10 +60,16 @@ class Consumer:
         """Deliveries that a handler brought to an outcome."""
         self.released = 0
         """Deliveries given back."""
+        self.is_paused = False
+        """Whether somebody has paused the subscription."""
+        self.asked: dict[str, float] = {}
+        """What the broker owes an answer to ("fetch", "settle"), and since when (monotonic)."""
+        self.trouble: dict[str, tuple[float, str]] = {}
+        """What fails, since when (monotonic), with which error."""
         self._feed = feed
         self._clock = clock
         self._isolation = isolation or Isolation()
-        self._isolation.join(lambda: self.running)
+        self._isolation.join(lambda: self.running + len(self._outcomes) + self._recording)
         self._gate = Gate(self.name, spec.rate, spec.circuit, self._isolation, clock)
         self._min_window = 2 * spec.concurrency
         self._window = self._min_window
@@ -72,6 +78,7 @@ class Consumer:
         self._ready: deque[Delivery] = deque()
         self._lanes = Lanes(spec.subscription.parks) if spec.subscription.ordered else None
         self._outcomes: list[Settlement] = []
+        self._recording = 0
         self._watchdog = Watchdog(clock, spec.timeout, self._abandon)
         self._attempts = Attempts(spec, self._watchdog, clock, lambda: self._stopping)
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -104,6 +111,12 @@ class Consumer:
     def running(self) -> int:
         """Handlers that are waiting for something right now."""
         return len(self._watchdog.running)
+
+    @property
+    def alive(self) -> bool:
+        """Whether every task it needs exists."""
+        tasks = (self._fetcher, self._settler)
+        return len(self._workers) >= self.spec.concurrency and all(task and not task.done() for task in tasks)
 
     @property
     def at_work(self) -> list[tuple[Delivery, int | None]]:
@@ -151,7 +164,9 @@ class Consumer:
         if self._settler is not None:
             self._wake_settler()
             # A broker that is away must not keep the process: what it has not recorded is delivered again.
-            await asyncio.wait([self._settler], timeout=max(1.0, until - time.monotonic()))
+            settled, _ = await asyncio.wait([self._settler], timeout=max(1.0, until - time.monotonic()))
+            if not settled:
+                emit("settle.failed", subscription=self.name, count=self._open, error="the drain did not wait for it")
             self._settler.cancel()
         leaving.cancel()
         await asyncio.wait([leaving])
@@ -178,9 +193,15 @@ class Consumer:
                 emit("delivery.lost", subscription=self.name, message=running.delivery.message.id)
                 running.cancel("lost")
 
-    def paused(self) -> None:
-        """The subscription is paused: what runs may end, and what waits goes back."""
-        self._give_back()
+    def paused(self, paused: bool) -> None:
+        """The subscription is paused: what runs may end, and what waits goes back. Or it goes on."""
+        self.is_paused = paused
+        if paused:
+            self._give_back()
+
+    def let_go(self) -> None:
+        """The event loop is stuck: let others have what is here once the lease ends. From another thread."""
+        self._feed.let_go()
 
     def _release(self, settlements: list[Settlement]) -> None:
         self._outcomes += settlements
@@ -203,6 +224,7 @@ class Consumer:
             limit = self._window - self._open
             if limit <= 0:
                 continue
+            self.asked["fetch"] = time.monotonic()
             try:
                 deliveries = await self._feed.fetch(limit, FETCH_WAIT, MAX_BUFFER - self._open_bytes)
             except BrokerError as error:
@@ -214,6 +236,7 @@ class Consumer:
                 await self._pause("fetch.failed", failures, error="".join(traceback.format_exception(error)))
                 continue
             failures = 0
+            self._answered("fetch")
             handled, since = self.handled, time.perf_counter()
             if deliveries:
                 self._take(deliveries)
@@ -228,9 +251,17 @@ class Consumer:
         self._wake_worker()
 
     async def _pause(self, event: str, failures: int, **fields: Any) -> None:
+        what, now = event.partition(".")[0], time.monotonic()
+        since = self.trouble[what][0] if what in self.trouble else self.asked.get(what, now)
+        self._answered(what)
+        self.trouble[what] = (since, fields["error"].rstrip().rpartition("\n")[2])
         emit(event, subscription=self.name, **fields)
         # Full jitter from 0.1 s up to 30 s: many processes that lost one broker do not come back in step.
         await asyncio.sleep(random.uniform(0.05, min(30.0, 0.1 * 2 ** min(failures, 9))))
+
+    def _answered(self, what: str) -> None:
+        self.asked.pop(what, None)
+        self.trouble.pop(what, None)
 
     # ------------------------------------------------------------------ work
 
@@ -368,6 +399,14 @@ class Consumer:
                     after=round(outcome.after, 3),
                     error=outcome.reason,
                 )
+            case Release() if outcome.after:
+                emit(
+                    "delivery.postponed",
+                    subscription=self.name,
+                    message=delivery.message.id,
+                    after=round(outcome.after, 3),
+                    reason=outcome.reason,
+                )
             case DeadLetter():
                 emit(
                     "delivery.dead_letter",
@@ -394,7 +433,9 @@ class Consumer:
                 self._wanted = self._loop.create_future()
                 await self._wanted
             batch, self._outcomes = self._outcomes, []
+            self._recording = len(batch)
             late = await self._record(batch)
+            self._recording = 0
             self._open -= len(batch)
             self._open_bytes -= sum([len(delivery.message.body) for delivery, _ in batch])
             if self._lanes is not None:
@@ -414,8 +455,11 @@ class Consumer:
         """Hand outcomes to the broker until it has them: a broker that is away for a while loses none."""
         failures = 0
         while True:
+            self.asked["settle"] = time.monotonic()
             try:
-                return await self._feed.settle(batch)
+                late = await self._feed.settle(batch)
+                self._answered("settle")
+                return late
             except Exception as error:
                 failures += 1
                 await self._pause("settle.failed", failures, count=len(batch), error=describe(error))

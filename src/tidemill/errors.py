@@ -116,7 +116,7 @@ class UnknownEvent(DecodeError):
 
 
 class FutureVersion(DecodeError):
-    """The event's version is newer than this code. It is retried, as a newer consumer may be on its way."""
+    """The event's version is newer than this code. It waits, uncharged, as a newer consumer may be on its way."""
 
 
 class Directive(TidemillError):

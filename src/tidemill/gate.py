@@ -42,11 +42,13 @@ class Gate:
 
     async def enter(self) -> None:
         """Wait until a handler may begin. Whoever then has nothing to begin calls `unused`."""
-        while self._isolation.active or (wait := self._admit()):
+        while True:
             if self._isolation.active:
                 await self._isolation.over()
-            else:
+            elif wait := self._admit():
                 await self._wait(wait)
+            else:
+                break
         while self._pace is not None and (wait := self._pace.take()):
             await self._wait(wait)
 

@@ -1,7 +1,7 @@
 """An event that was running when a process died may be what killed it. It runs alone, so that it takes no other along.
 
 One at a time in this process, whatever subscription it is of: no handler begins meanwhile, and those that run have a
-moment to end. Only a moment, either way: what is suspected must not hold up the innocent for long.
+moment to end, and to have that recorded. Only a moment, either way: the suspect must not hold up the innocent for long.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Isolation:
         self._over: asyncio.Future[None] | None = None
 
     def join(self, running: Callable[[], int]) -> None:
-        """Count a consumer's handlers, those that are waiting for something, as running too."""
+        """Count what a consumer has at work: handlers that are waiting for something, outcomes not recorded yet."""
         self._running.append(running)
 
     async def over(self) -> None:

@@ -87,13 +87,15 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     base       upper end of the first delay, in seconds (default 1).
     factor     what each window is multiplied by (default 4).
     cap        longest delay, in seconds (default 900: a quarter of an hour; at most a year).
+    future     seconds that an event of a newer version than this code knows waits for newer code, uncharged, before it
+               is a dead letter (default 3600: an hour, which is longer than a deployment takes; at most a year).
     never      exceptions that are permanent: dead letter at the first occurrence (default none).
     only       the exceptions to retry; every other one is a dead letter at once (default None: all are retried). The
                timeout is one more exception: name `TimeoutError` if what took too long is to run again.
 
     Where an exception is in both `never` and `only`, as a subclass of a class in each, `never` wins. `RetryAfter` asks
-    for itself and is in neither, and an event from the future waits for a newer consumer whatever `only` says. A group
-    of exceptions is in `only` if all it holds are.
+    for itself and is in neither. An attempt whose process died is retried whatever they say, as that was no error of
+    the handler's. A group of exceptions is in `only` if all that it holds are.
 
     Raises `ValueError` or `TypeError` where a value makes no sense.
     """
@@ -103,6 +105,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     base: float = 1.0
     factor: float = 4.0
     cap: float = 900.0
+    future: float = 3600.0
     never: tuple[type[BaseException], ...] = ()
     only: tuple[type[BaseException], ...] | None = None
 
@@ -110,12 +113,15 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         for name, count in (("attempts", self.attempts), ("immediate", self.immediate)):
             if type(count) is not int:
                 raise TypeError(f"RetryPolicy({name}={count!r}): give a whole number")
-        for name, number in (("base", self.base), ("factor", self.factor), ("cap", self.cap)):
+        numbers = ("base", self.base), ("factor", self.factor), ("cap", self.cap), ("future", self.future)
+        for name, number in numbers:
             if type(number) is bool or not isinstance(cast(object, number), int | float):
                 raise TypeError(f"RetryPolicy({name}={number!r}): give a number")
         if self.attempts < 1:
             raise ValueError(f"RetryPolicy(attempts={self.attempts}): at least 1, as the first run counts")
         # Written so that NaN fails too.
+        if not 0 <= self.future <= MAX_DELAY:
+            raise ValueError(f"RetryPolicy(future={self.future}): give seconds, from 0 to a year")
         if not (self.immediate >= 0 and 0 < self.base <= self.cap <= MAX_DELAY and 1 <= self.factor < math.inf):
             raise ValueError(
                 f"RetryPolicy(immediate={self.immediate}, base={self.base}, factor={self.factor}, "
@@ -123,7 +129,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
                 "base and no more than a year"
             )
         for name, classes in (("never", self.never), ("only", () if self.only is None else self.only)):
-            if not (isinstance(cast(object, classes), tuple) and all(map(_is_exception, classes))):
+            if not (isinstance(cast(object, classes), tuple) and all(map(is_exception, classes))):
                 raise TypeError(f"RetryPolicy({name}={classes!r}): give a tuple of exception classes")
         if self.only is not None:
             self._check_only(self.only)
@@ -157,12 +163,14 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         error = _only(error)
         if isinstance(error, Reject):
             return DeadLetter(_reason(error))
-        if isinstance(error, DecodeError) and not isinstance(error, FutureVersion):
+        if isinstance(error, FutureVersion):
+            return Release(1.0, describe(error))  # for how long in all, whoever knows since when decides
+        if isinstance(error, DecodeError):
             return DeadLetter(describe(error))
         asked = error if isinstance(error, RetryAfter) else None
         if self.never and asked is None and not isinstance(error, ProcessDied) and isinstance(error, self.never):
             return DeadLetter(f"{describe(error)} (an error the policy never retries)")
-        if self.only is not None and asked is None and not _is_in(error, (*self.only, FutureVersion)):
+        if self.only is not None and asked is None and not is_one_of(error, (*self.only, ProcessDied)):
             names = ", ".join([cls.__name__ for cls in self.only])
             return DeadLetter(f"{describe(error)} (an error the policy does not retry: only {names})")
         if attempt >= self.attempts:
@@ -213,12 +221,13 @@ def _only(error: BaseException) -> BaseException:
     return _only(inside[0]) if len(inside) == 1 else error
 
 
-def _is_in(error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:
+def is_one_of(error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:
+    """Whether an exception is of one of these classes, or is a group and all that it holds are."""
     if isinstance(error, classes):
         return True
     is_group = isinstance(error, BaseExceptionGroup)
     inside: tuple[BaseException, ...] = cast(Any, error).exceptions if is_group else ()
-    return bool(inside) and all(_is_in(each, classes) for each in inside)
+    return bool(inside) and all(is_one_of(each, classes) for each in inside)
 
 
 def _reason(error: Reject | RetryAfter) -> str:
@@ -226,5 +235,6 @@ def _reason(error: Reject | RetryAfter) -> str:
     return reason if isinstance(reason, str) else describe(error)
 
 
-def _is_exception(cls: object) -> bool:
+def is_exception(cls: object) -> bool:
+    """Whether it is a class of exceptions."""
     return isinstance(cls, type) and issubclass(cls, BaseException)

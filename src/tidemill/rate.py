@@ -73,18 +73,26 @@ class Pace:
         self._slack = (rate.at_once - 1) * self._interval
         self._seen = self._free_at = now()
 
+    @property
+    def interval(self) -> float:
+        """Seconds between two, where they start evenly."""
+        return self._interval / SECOND
+
     def take(self) -> float:
         """Seconds until the next may start. 0.0: it may now, and is counted; otherwise nothing is: ask again then."""
+        wait = self.wait()
+        if not wait:
+            self._free_at = max(self._free_at, self._seen) + self._interval
+        return wait
+
+    def wait(self, behind: int = 0) -> float:
+        """Seconds until one may start that has `behind` others before it. Counts nothing."""
         now = self._now()
         if now < self._seen:
             self._free_at -= self._seen - now
         self._seen = now
-        free_at = max(self._free_at, now)
-        wait = free_at - self._slack - now
-        if wait > 0:
-            return wait / SECOND
-        self._free_at = free_at + self._interval
-        return 0.0
+        free_at = max(self._free_at, now) + behind * self._interval
+        return max(0, free_at - self._slack - now) / SECOND
 
 
 def _is_number(value: object) -> bool:

@@ -7,22 +7,31 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from contextvars import copy_context
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
 
 from .broker import DEFAULT_URL, Broker, connect
-from .clock import Clock, SystemClock
+from .clock import Clock, SystemClock, ticking
 from .consumer import Consumer
 from .errors import ConfigurationError, Unsupported
 from .handler import HandlerSpec
 from .isolation import Isolation
+from .loop_watch import LEAST_STUCK, LoopWatch
 from .publisher import Publisher
 from .telemetry import emit
+from .watchdog import ABANDON_AFTER
 
 if TYPE_CHECKING:
+    from .chaos import Chaos
     from .service import Service
 
 GRACE = 25.0
 """Seconds a drain waits for running handlers: Kubernetes kills after 30, and settling needs a moment."""
+
+MARGIN = 15.0
+"""Seconds beyond the grace before a process of Tidemill's own ends hard: a handler that does not end when it is
+cancelled is abandoned after 10, and closing takes a moment."""
 
 
 def default_url() -> str:
@@ -31,7 +40,10 @@ def default_url() -> str:
 
 
 class Runtime:
-    """Services running on one broker in this process."""
+    """Services running on one broker in this process.
+
+    owned   whether the process is Tidemill's own, so that it may be ended where its event loop is stuck.
+    """
 
     def __init__(
         self,
@@ -40,13 +52,20 @@ class Runtime:
         clock: Clock | None = None,
         *,
         consume: bool = True,
+        chaos: Chaos | None = None,
+        owned: bool = False,
     ) -> None:
         self.services = list(services)
-        self.broker = broker
+        self.broker = broker if chaos is None else chaos.broker(broker)
         self.clock: Clock = clock or SystemClock()
         self.consumers: list[Consumer] = []
+        self.state: Literal["starting", "running", "draining", "stopped"] = "starting"
+        self.watch: LoopWatch | None = None
+        """What watches the event loop, while this consumes. Not in a test that owns time."""
         self._consume = consume
+        self._chaos = chaos
         self._isolation = Isolation()
+        self._owned = owned
         self._stack = AsyncExitStack()
         self._drained = False
 
@@ -56,8 +75,15 @@ class Runtime:
         Raises a `TidemillError` where anything of it is impossible; nothing stays open then.
         """
         specs = [spec for service in self.services for spec in service.handlers]
+        if self._chaos is not None:
+            self._chaos.tell()
+            specs = [self._chaos.handler(spec) for spec in specs]
         _refuse_shared_names(self.services, specs)
         async with AsyncExitStack() as stack:
+            if self._consume and isinstance(self.clock, SystemClock):
+                self.watch = LoopWatch(stuck_after=_stuck_after(specs), owned=self._owned, let_go=self._let_go)
+                self.watch.start()
+                stack.callback(self.watch.stop)
             stack.push_async_callback(self.broker.close)
             await self.broker.open()
             _refuse_long_runs(self.broker, specs)
@@ -67,7 +93,7 @@ class Runtime:
                 await publisher.declare(topic)
             await self.broker.declare([], [spec.subscription for spec in specs])
             for service in self.services:
-                await stack.enter_async_context(service.bound(publisher, self.clock))
+                await stack.enter_async_context(service.bound(publisher, self.clock, self))
             if self._consume:
                 for spec in specs:
                     feed = await self.broker.subscribe(spec.subscription)
@@ -75,14 +101,22 @@ class Runtime:
                     self.consumers.append(Consumer(spec, feed, self.clock, self._isolation))
                 await self._warn_of_orphans(specs)
             self._stack = stack.pop_all()
+            variables = copy_context()
+            variables.run(ticking.set, self.clock)
             for consumer in self.consumers:  # last, and without waiting for anything: nothing can fail behind it
-                consumer.start()
+                variables.run(consumer.start)
+            self.state = "running"
 
     async def drain(self, grace: float = GRACE) -> None:
         """Stop consuming, all subscriptions at once: see `Consumer.drain`."""
         if not self._drained:
             self._drained = True
+            self.state = "draining"
             await asyncio.gather(*(consumer.drain(grace) for consumer in self.consumers))
+
+    def _let_go(self) -> None:
+        for consumer in tuple(self.consumers):
+            consumer.let_go()
 
     def force(self) -> None:
         """Make a drain that is under way cancel what still runs."""
@@ -100,6 +134,7 @@ class Runtime:
             await self.drain(grace)
         finally:
             await self._stack.aclose()
+            self.state = "stopped"
 
     async def _warn_of_orphans(self, specs: Sequence[HandlerSpec]) -> None:
         declared = {spec.subscription.name for spec in specs}
@@ -114,31 +149,56 @@ async def run_until_signal(
     broker: str | Broker | None = None,
     *,
     grace: float = GRACE,
+    starting: Callable[[Runtime], object] | None = None,
     ready: Callable[[Runtime], object] | None = None,
     draining: Callable[[Runtime], object] | None = None,
 ) -> None:
     """Run services until SIGTERM or SIGINT, then drain (G7); a second signal cancels what still runs.
 
-    `ready` is called once everything consumes, `draining` when the first signal came. Raises a `TidemillError`
-    where the services cannot start.
+    `starting` is called before the start, `ready` once everything consumes, `draining` when the first signal came. A
+    signal that comes before everything consumes ends the start, and nothing is handled.
+    Raises a `TidemillError` where the services cannot start.
+
+    The process counts as Tidemill's own: it ends hard, with exit code 1, where it has not drained 15 seconds after the
+    grace (after the second signal: after 15 seconds), and with 70 where the event loop is stuck (see `loop_watch`).
     """
     clock = SystemClock()
-    runtime = Runtime(services, open_broker(broker, clock), clock)
+    runtime = Runtime(services, open_broker(broker, clock), clock, chaos=chaos_asked_for(clock), owned=True)
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
     stop = asyncio.Event()
+    asked = 0
 
-    def on_signal() -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        # Not by loop.add_signal_handler: this runs while the loop is blocked, too, and must do next to nothing.
+        nonlocal asked
+        if runtime.watch is not None:
+            runtime.watch.end_within((0.0 if asked else grace) + MARGIN)
+        asked += 1
+        loop.call_soon_threadsafe(on_loop)
+
+    def on_loop() -> None:
         if stop.is_set():
             runtime.force()
+        elif runtime.state == "starting":
+            task.cancel()  # what was opened is closed again; nothing has been fetched
         stop.set()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        # A signal during start-up waits: half-started services are first started, then drained.
-        await runtime.start()
+        if starting is not None:
+            starting(runtime)
         try:
-            if ready is not None and not stop.is_set():
+            await runtime.start()
+        except asyncio.CancelledError:
+            if stop.is_set() and task.uncancel() == 0:
+                return
+            raise
+        try:
+            if stop.is_set():
+                task.uncancel()  # it came too late to be noticed, or somebody's resources kept it to themselves
+            elif ready is not None:
                 ready(runtime)
             await stop.wait()
             if draining is not None:
@@ -146,13 +206,30 @@ async def run_until_signal(
         finally:
             await runtime.close(grace)
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _stuck_after(specs: Sequence[HandlerSpec]) -> float | None:
+    """Seconds after which a loop that stands still is stuck: every handler's timeout has passed, and abandoned it."""
+    timeouts = [spec.timeout for spec in specs]
+    if None in timeouts:
+        return None  # somebody's handler may take as long as it likes
+    return max([LEAST_STUCK, *(timeout + ABANDON_AFTER for timeout in timeouts if timeout is not None)])
 
 
 def open_broker(broker: str | Broker | None, clock: Clock) -> Broker:
     """A broker as it is, or the one for a URL; by default `default_url()`."""
     return connect(broker or default_url(), clock) if isinstance(broker, str | None) else broker
+
+
+def chaos_asked_for(clock: Clock) -> Chaos | None:
+    """The faults that `$TIDEMILL_CHAOS` asks for. Raises `ConfigurationError` where that makes no sense."""
+    if not os.environ.get("TIDEMILL_CHAOS"):
+        return None
+    from .chaos import Chaos
+
+    return Chaos.from_environment(os.environ, clock)
 
 
 def _refuse_long_runs(broker: Broker, specs: Sequence[HandlerSpec]) -> None:

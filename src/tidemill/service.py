@@ -16,12 +16,13 @@ from .context import Context, current
 from .errors import MAX_DELAY, ConfigurationError, DefinitionError
 from .event import Topic, check_name, event_type, where
 from .handler import HandlerSpec, events_of
+from .health import Health, health_of
 from .message import Message
 from .outcome import RetryPolicy
 from .pipeline import Middleware
 from .publisher import Publisher
 from .rate import Rate
-from .runtime import GRACE, Runtime, open_broker, run_until_signal
+from .runtime import GRACE, Runtime, chaos_asked_for, open_broker, run_until_signal
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -82,6 +83,7 @@ class Service(Generic[R]):
         self._open_resources = resources
         self._resources: R | None = None
         self._publisher: Publisher | None = None
+        self._runtime: Runtime | None = None
         self._clock: Clock = SystemClock()
 
     def __repr__(self) -> str:
@@ -357,7 +359,8 @@ class Service(Generic[R]):
         grace    seconds running handlers have to finish at the end.
         """
         time = clock or SystemClock()
-        runtime = Runtime([self], open_broker(broker, time), time, consume=consume)
+        chaos = chaos_asked_for(time) if isinstance(broker, str | None) else None
+        runtime = Runtime([self], open_broker(broker, time), time, consume=consume, chaos=chaos)
         await runtime.start()
         try:
             yield self
@@ -377,12 +380,17 @@ class Service(Generic[R]):
 
         return span()
 
+    def health(self) -> Health:
+        """Whether this service lives and consumes, subscription by subscription: what a web application answers
+        probes with. Costs nothing and asks nobody."""
+        return health_of(self._runtime, [spec.subscription.name for spec in self.handlers])
+
     async def run(self, broker: str | None = None, *, grace: float = GRACE) -> None:
         """Run until SIGTERM or SIGINT, then drain (G7); a second signal cancels what still runs."""
         await run_until_signal([self], broker, grace=grace)
 
     @asynccontextmanager
-    async def bound(self, publisher: Publisher, clock: Clock) -> AsyncGenerator[None]:
+    async def bound(self, publisher: Publisher, clock: Clock, runtime: Runtime) -> AsyncGenerator[None]:
         """Enter the resources and publish through `publisher`: what a `Runtime` does with its services."""
         if self._publisher is not None:
             raise ConfigurationError(
@@ -392,12 +400,14 @@ class Service(Generic[R]):
         resources = self._open_resources() if self._open_resources is not None else nullcontext(cast(R, None))
         self._publisher = publisher
         self._clock = clock
+        self._runtime = runtime
         try:
             async with resources as self._resources:
                 yield
         finally:
             self._publisher = None
             self._resources = None
+            self._runtime = None
 
 
 def _type_names(topic: Topic, classes: tuple[type, ...]) -> list[str]:

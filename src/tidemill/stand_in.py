@@ -96,6 +96,9 @@ class FeedStandIn:
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         return await self.real.settle(settlements)
 
+    def let_go(self) -> None:
+        self.real.let_go()
+
     async def leave(self) -> None:
         await self.real.leave()
 

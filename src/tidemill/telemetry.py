@@ -5,22 +5,31 @@
 | `consumer.started` | info | a subscription begins to consume | subscription, topic, concurrency |
 | `consumer.stopped` | info | it has drained | subscription, handled, released |
 | `delivery.retry` | warning | a handler failed and runs again | subscription, message, attempt, after, error |
+| `delivery.future` | warning | an event is newer than this code, and waits | subscription, message, reason |
+| `delivery.postponed` | info | given back uncharged, to come again later | subscription, message, after, reason |
 | `delivery.dead_letter` | error | a message was given up | subscription, message, attempt, reason |
 | `delivery.lost` | warning | a running handler lost its lease: it is cancelled | subscription, message |
 | `delivery.late` | warning | a lease was lost: the outcome did not count | subscription, message |
 | `delivery.abandoned` | error | a handler did not end after it was cancelled | subscription, message, seconds |
 | `circuit.opened` | error | everything fails: one at a time is tried, the rest waits | subscription, failures, error |
 | `circuit.closed` | warning | one of them succeeded: all goes on | subscription |
-| `settle.failed` | error | outcomes could not be recorded; it is tried again | subscription, count, error |
+| `settle.failed` | error | outcomes could not be recorded; it is tried again, or, in a drain, what they are of is delivered again | subscription, count, error |
 | `fetch.failed` | error | nothing could be fetched; it is tried again | subscription, error |
+| `chaos.enabled` | warning | faults happen on purpose: `$TIDEMILL_CHAOS` is set | probability, seed |
 | `subscription.orphaned` | warning | a durable subscription with a backlog has no handler | subscription, backlog |
+| `loop.blocked` | warning | the event loop stands still; the handler in its way, if it is one, and where it is | seconds, subscription, message, stack |
+| `loop.unblocked` | warning | it goes on, after having stood still (by whatever, SIGSTOP too) for so long | seconds |
+| `loop.stuck` | error | it has stood still for longer than any timeout; `tidemill run` ends | seconds, subscription, message, stack |
+| `drain.overdue` | error | a drain took 15 seconds longer than its grace; `tidemill run` ends. For how long the loop has stood still, and where | seconds, subscription, message, stack |
 
 Acknowledged deliveries emit nothing: what happens a hundred thousand times a second is counted, not told.
-By default events go to the logger `tidemill`. `listen` adds a listener.
-"""
+By default events go to the logger `tidemill`. `listen` adds a listener. Of a loop that stands still the log hears at
+once, from a thread; listeners, which are promised to run on the loop, hear of it when it goes on.
+"""  # noqa: E501  a table's rows are lines
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -31,6 +40,8 @@ LEVELS: dict[str, int] = {
     "consumer.started": logging.INFO,
     "consumer.stopped": logging.INFO,
     "delivery.retry": logging.WARNING,
+    "delivery.future": logging.WARNING,
+    "delivery.postponed": logging.INFO,
     "delivery.dead_letter": logging.ERROR,
     "delivery.lost": logging.WARNING,
     "delivery.late": logging.WARNING,
@@ -39,7 +50,12 @@ LEVELS: dict[str, int] = {
     "circuit.closed": logging.WARNING,
     "settle.failed": logging.ERROR,
     "fetch.failed": logging.ERROR,
+    "chaos.enabled": logging.WARNING,
     "subscription.orphaned": logging.WARNING,
+    "loop.blocked": logging.WARNING,
+    "loop.unblocked": logging.WARNING,
+    "loop.stuck": logging.ERROR,
+    "drain.overdue": logging.ERROR,
 }
 
 _logger = logging.getLogger("tidemill")
@@ -63,6 +79,20 @@ def listen(listener: Listener) -> Callable[[], None]:
 
 def emit(name: str, **fields: Any) -> None:
     """Tell the log and the listeners. Never raises: to report must not break what is reported."""
+    _log(name, fields)
+    _tell(name, fields)
+
+
+def emit_from_thread(loop: asyncio.AbstractEventLoop, name: str, **fields: Any) -> None:
+    """The same from another thread than the loop's: to the log at once, to the listeners when the loop has its turn."""
+    _log(name, fields)
+    try:
+        loop.call_soon_threadsafe(_tell, name, fields)
+    except RuntimeError:  # it was closed: nobody listens any more
+        pass
+
+
+def _log(name: str, fields: dict[str, Any]) -> None:
     level = LEVELS.get(name, logging.ERROR)
     if _logger.isEnabledFor(level):
         try:
@@ -70,6 +100,9 @@ def emit(name: str, **fields: Any) -> None:
             _logger.log(level, "%s %s", name, text, extra={"tidemill": fields})
         except Exception as error:
             _complain("%s could not be logged", name, error)
+
+
+def _tell(name: str, fields: dict[str, Any]) -> None:
     for (listener,) in tuple(_listeners):
         try:
             listener(name, fields)

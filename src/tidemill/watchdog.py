@@ -38,7 +38,7 @@ class Running:
         """Cancel it, once."""
         if self.cancelled_for is None:
             self.cancelled_for = reason
-            self.task.cancel()
+            self.task.cancel(reason)  # which middlewares can read
 
 
 class Watchdog:

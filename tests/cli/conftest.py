@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,7 @@ class PaymentFailed:
 SHOP = """
 import asyncio
 import os
+import time
 from pathlib import Path
 
 from tidemill import Reject, Service
@@ -66,6 +70,10 @@ async def send(event: PaymentConfirmed) -> None:
     if event.currency == "hang":
         Path(f"running-{os.getpid()}").touch()
         await asyncio.Event().wait()
+    if event.currency == "block":
+        Path(f"running-{os.getpid()}").touch()
+        while not Path("go").exists():
+            time.sleep(0.01)
     if event.currency == "crash":
         try:
             Path("crashed").touch(exist_ok=False)
@@ -127,6 +135,16 @@ class Running:
         found = re.search(pattern, self.output)
         assert found, f"ended with {self.process.returncode} and never said {pattern!r}:\n{self.output}"
         return found
+
+    def probe(self, path: str) -> tuple[int, dict[str, Any]]:
+        """What the health endpoint it has announced answers."""
+        url = self.says(r"health on (http://\S+)/livez and /readyz")[1]
+        try:
+            with urllib.request.urlopen(f"{url}{path}", timeout=10) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

@@ -4,12 +4,14 @@ import asyncio
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from waiting import wait_until as until
 
 from tidemill.cli.supervise import FIRST_DELAY, LONGEST_DELAY, Supervisor, delay
 
@@ -222,3 +224,129 @@ def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Monk
 
     assert asyncio.run(scenario()) == 0
     assert "worker 1 cannot be started (" in said[0]
+
+
+def test_all_workers_drain_at_once(project: Project) -> None:
+    """Four workers with a handler of a second each take a second, not four."""
+    Path("second.py").write_text(
+        "import asyncio, os\nfrom pathlib import Path\n"
+        "from contracts import PaymentConfirmed\nfrom tidemill import Service\nservice = Service('mail')\n"
+        "@service.on(PaymentConfirmed, start='beginning', concurrency=1)\n"
+        "async def send(event: PaymentConfirmed) -> None:\n"
+        "    Path(f'running-{os.getpid()}').touch()\n"
+        "    while not Path('go').exists():\n        await asyncio.sleep(0.01)\n"
+        "    await asyncio.sleep(1)\n"
+        "    with open('handled', 'a') as file:\n        file.write(f'{os.getpid()} {event.payment_id}\\n')\n"
+    )
+    running = project.start("run", "second:service", "--workers", "4")
+    for number in range(1, 5):
+        running.says(f"worker {number}: consuming")
+    project.publish(*["EUR"] * 80)
+    workers(project, 4)
+    running.send(signal.SIGTERM)
+    for number in range(1, 5):
+        running.says(f"worker {number}: finishing 1 running")
+    Path("go").touch()
+    began = time.monotonic()
+    assert running.ends() == 0
+    assert time.monotonic() - began < 2.5
+    assert len(project.handled()) == 4
+
+
+@pytest.mark.slow
+def test_health_of_workers(project: Project) -> None:
+    running = start(project, "--health", "0")
+    running.says("worker 1: consuming")
+    running.says("worker 2: consuming")
+    wait_until(lambda: all(worker["ready"] for worker in running.probe("/readyz")[1]["workers"]), "both being ready")
+    status, body = running.probe("/readyz")
+    one, two = body["workers"]
+    assert (status, body["live"], body["ready"]) == (200, True, True)
+    assert one["subscriptions"] == [{"name": "mail.send", "state": "consuming", "why": ""}]
+    os.kill(one["process"], signal.SIGSTOP)
+    try:
+        wait_until(lambda: not running.probe("/livez")[1]["workers"][0]["live"], "one being silent")
+        status, body = running.probe("/readyz")
+        assert "nothing was heard of it for" in body["workers"][0]["why"]
+        assert (status, body["live"], body["ready"]) == (200, True, True), "the other one does its work"
+        os.kill(two["process"], signal.SIGSTOP)
+        wait_until(lambda: running.probe("/livez")[0] == 503, "nobody being alive")
+        assert running.probe("/readyz")[0] == 503
+    finally:
+        for worker in (one, two):
+            os.kill(worker["process"], signal.SIGCONT)
+    wait_until(lambda: running.probe("/readyz")[0] == 200 == running.probe("/livez")[0], "both going on")
+    assert "loop.blocked" not in running.output, "a process that is stopped is not blocked"
+    project.publish(*["slow"] * 40)
+    workers(project, 2)
+    os.kill(one["process"], signal.SIGKILL)
+    wait_until(lambda: running.probe("/readyz")[1]["workers"][0].get("process") != one["process"], "its end being seen")
+    assert running.probe("/readyz")[0] == 200, "one is enough"
+    running.send(signal.SIGTERM)
+    running.says("worker 2: finishing")
+    status, body = running.probe("/readyz")
+    assert (status, body["live"]) == (503, True)
+    wait_until(lambda: running.probe("/readyz")[1]["workers"][1]["why"] == "draining", "the drain being reported")
+    Path("go").touch()
+    assert running.ends() == 0
+
+
+def test_workers_that_have_handled_enough_are_replaced_one_at_a_time(project: Project) -> None:
+    running = start(project, "--recycle-after", "30", "--health", "0")
+    running.says("worker 1: consuming")
+    running.says("worker 2: consuming")
+    count = 0
+
+    def replaced() -> bool:
+        nonlocal count
+        if count < 2000:
+            lines = "".join(
+                f'{{"payment_id": "p{number}", "amount": "1", "currency": "EUR"}}\n'
+                for number in range(count, count + 40)
+            )
+            assert project("publish", "contracts:PaymentConfirmed", input=lines).exit_code == 0
+            count += 40
+        return all(len(re.findall(f"worker {number}: consuming", running.output)) >= 2 for number in (1, 2))
+
+    wait_until(replaced, "both being replaced", 60)
+    assert re.search(r"worker [12] has handled \d+ events: replacing it", running.output)
+    assert "starting another in" not in running.output, "that is no failure"
+    between = re.findall(r"worker (\d) has handled|worker (\d): consuming", running.output)
+    waiting: set[str] = set()
+    for leaves, comes in between:
+        if leaves:
+            assert not waiting, "the next one goes when the last one's successor is ready"
+            waiting.add(leaves)
+        waiting.discard(comes)
+    wait_until(lambda: len(project.handled()) >= count, "all being handled")
+    running.send(signal.SIGTERM)
+    assert running.ends() == 0
+    handled = [payment for _, payment in project.handled()]
+    assert len(handled) == len(set(handled)) == count, "nothing is handled twice for it"
+    assert len({pid for pid, _ in project.handled()}) >= 3
+
+
+def test_a_worker_of_which_nothing_is_heard_is_killed_in_the_end(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own watch ends it sooner, but where C code keeps Python's lock, or the process is stopped, no thread runs."""
+    Path("short.py").write_text(
+        "import tidemill.runtime as r\nr.LEAST_STUCK = 0.5\nr.ABANDON_AFTER = -60\nfrom shop import service\n"
+    )
+    said: list[str] = []
+
+    async def scenario() -> int:
+        command = [sys.executable, "-m", "tidemill", "run", "short:service"]
+        supervisor = Supervisor(command, project.environment, count=1, grace=5.0, say=said.append)
+        running = asyncio.create_task(supervisor.run())
+        await until(lambda: supervisor.answers()[1], seconds=30)
+        [worker] = supervisor.answers()[2]["workers"]  # type: ignore[index]
+        os.kill(worker["process"], signal.SIGSTOP)
+        await until(lambda: any("starting another in" in line for line in said), seconds=30)
+        await until(lambda: supervisor.answers()[1], seconds=30)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return await running
+
+    monkeypatch.setattr("tidemill.cli.supervise.MARGIN", 2.0)
+    assert asyncio.run(scenario()) == 0
+    assert re.match(r"nothing was heard of worker 1 for \d s: killing it", said[0])

@@ -811,5 +811,38 @@ def test_rejected_events_are_dead_letters_at_once() -> None:
     asyncio.run(main())
 
 
+def test_dead_letters_are_replayed_when_the_cause_is_corrected() -> None:
+    service = Service("mail")
+    correct = False
+
+    @service.on(PaymentConfirmed)
+    async def send(event: PaymentConfirmed) -> None:
+        if not correct:
+            raise Reject("no such customer")
+
+    @service.on(PaymentConfirmed)
+    async def count(event: PaymentConfirmed) -> None: ...
+
+    async def main() -> None:
+        nonlocal correct
+        async with running(service) as mill:
+            await mill.publish(PaymentConfirmed("1"))
+            await mill.settled()
+            assert await mill.replay(count) == 0
+            assert await mill.replay("mail.send") == 1
+            await mill.settled()
+            [letter] = mill.dead_letters()
+            assert [failure.error for failure in letter.history] == ["Reject: no such customer"] * 2
+            correct = True
+            assert await mill.replay() == 1
+            await mill.settled()
+            assert mill.dead_letters() == []
+            assert mill.handled(send) == mill.handled(count) == [PaymentConfirmed("1")]
+            with pytest.raises(ValueError, match=r"mail\.sned"):
+                await mill.replay("mail.sned")
+
+    asyncio.run(main())
+
+
 def test_the_start_is_a_date_with_a_time_zone() -> None:
     assert START.tzinfo is UTC

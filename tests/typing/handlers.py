@@ -7,17 +7,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 from tidemill import (
+    Circuit,
     Context,
     Delivery,
     Handle,
     Message,
     Middleware,
     Outcome,
+    Rate,
     RetryPolicy,
     Service,
     Topic,
     event,
 )
+from tidemill.middleware import circuit_breaker, log, throttle
 from tidemill.outcome import ACK
 
 topic = Topic("things")
@@ -141,6 +144,12 @@ service.on(topic, retries=RetryPolicy())  # E
 service.on("a")  # E
 service.on()  # E
 RetryPolicy(attempts="3")  # E
+RetryPolicy(only=(ConnectionError,), never=(ValueError,))
+RetryPolicy(only=ConnectionError)  # E
+service.on(A, use=[log(), throttle(Rate(1)), circuit_breaker(Circuit(failures=3), on=(OSError,))])
+throttle(100)  # E
+circuit_breaker(on=ConnectionError)  # E
+log(body="yes")  # E
 RetryPolicy(5)  # E
 
 

@@ -7,28 +7,43 @@ nothing of the operating system but pipes.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from ..runtime import Runtime, run_until_signal
+from ..health import health_of
+from ..runtime import MARGIN, Runtime, run_until_signal
 from ..service import Service
 from .load import load
 from .log import configure
 from .options import run_async
-
-MARGIN = 15.0
-"""Seconds beyond the grace before a worker without a supervisor ends hard: a handler that does not end when it is
-cancelled is abandoned after 10, and closing takes a moment."""
+from .probes import Answers, answering, url_of
+from .reports import Report, reporting
 
 
-def run_services(targets: Sequence[str], url: str, grace: float, as_json: bool, worker: int | None) -> None:
-    """Load services and run them until told to stop. `worker` is this process's number under a supervisor."""
+def run_services(
+    targets: Sequence[str],
+    url: str,
+    grace: float,
+    as_json: bool,
+    *,
+    worker: int | None = None,
+    report_to: int | None = None,
+    listening: socket.socket | None = None,
+) -> None:
+    """Load services and run them until told to stop.
+
+    worker     this process's number under a supervisor.
+    report_to  the pipe on which that supervisor hears how it is.
+    listening  where probes are answered.
+    """
+    if report_to is not None:
+        os.set_inheritable(report_to, False)  # not for the processes that handlers start
     signal.signal(signal.SIGTERM, _end_before_start)
     signal.signal(signal.SIGINT, _end_before_start)
     draining = threading.Event()
@@ -36,6 +51,23 @@ def run_services(targets: Sequence[str], url: str, grace: float, as_json: bool, 
         _drain_with_stdin(draining, grace)
     services = load_services(targets)
     say = configure(as_json, worker)
+
+    run: Runtime | None = None
+
+    def ask() -> Answers:
+        health = health_of(run)
+        return health.live, health.ready, health
+
+    def report() -> Report:
+        handled = 0 if run is None else sum(consumer.handled for consumer in run.consumers)
+        stuck_after = None if run is None or run.watch is None else run.watch.stuck_after
+        return Report(health_of(run), handled, stuck_after)
+
+    def on_starting(runtime: Runtime) -> None:
+        nonlocal run
+        run = runtime
+        if listening is not None:
+            say(f"health on {url_of(listening)}/livez and /readyz")
 
     def on_ready(runtime: Runtime) -> None:
         say(_describe(runtime))
@@ -51,9 +83,15 @@ def run_services(targets: Sequence[str], url: str, grace: float, as_json: bool, 
             # The supervisor decides on force. A second signal here is the same one by another way: systemd, for one,
             # signals every process of a service.
             for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, lambda: None)
+                signal.signal(number, lambda number, frame: None)
 
-    run_async(run_until_signal(services, url, grace=grace, ready=on_ready, draining=on_draining))
+    async def work() -> None:
+        async with answering(listening, ask), reporting(report_to, report):
+            await run_until_signal(
+                services, url, grace=grace, starting=on_starting, ready=on_ready, draining=on_draining
+            )
+
+    run_async(work())
 
 
 def load_services(targets: Sequence[str]) -> list[Service[Any]]:

@@ -36,6 +36,8 @@ class VirtualClock:
         self._now = self.start = round(START.timestamp()) * 1_000_000_000
         self._timers: list[tuple[int, int, VirtualTimer]] = []
         self._number = count().__next__
+        self.sleeping = 0
+        """How many wait in `sleep`."""
 
     def now(self) -> int:
         """Nanoseconds since 1970-01-01 UTC."""
@@ -48,6 +50,17 @@ class VirtualClock:
         if due == self._now:
             asyncio.get_running_loop().call_soon(self._call_due)
         return timer
+
+    async def sleep(self, seconds: float) -> None:
+        """Return when time has passed by `seconds`."""
+        woken = asyncio.get_running_loop().create_future()
+        timer = self.call_later(seconds, lambda: None if woken.done() else woken.set_result(None))
+        self.sleeping += 1
+        try:
+            await woken
+        finally:
+            self.sleeping -= 1
+            timer.cancel()
 
     def next_due(self) -> int | None:
         """When the next call is due; None if none is scheduled."""

@@ -233,8 +233,11 @@ class Mill:
                 return
 
     def _held(self) -> bool:
-        """Whether what is ready waits for time to pass, as for a rate or an open circuit, and nothing is at work."""
-        return not self._at_work() and any(consumer.held for consumer in self._runtime.consumers)
+        """Whether all that is ready or at work waits for time to pass, as for a rate or an open circuit."""
+        working = len(self._at_work())
+        if working:
+            return working == self._clock.sleeping
+        return any(consumer.held for consumer in self._runtime.consumers)
 
     async def _turns(self) -> None:
         """Let everybody take some steps."""

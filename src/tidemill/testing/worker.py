@@ -33,6 +33,8 @@ class StepTaken:
 
     key: str
     number: int
+    seconds: float = 0.0
+    """How long its handler takes, at least."""
 
 
 class _Log(Log):
@@ -53,8 +55,13 @@ async def consume(url: str, log: _Log, options: argparse.Namespace) -> None:
             os._exit(77)
         if step.number >= options.hangs_from:
             await asyncio.Event().wait()
-        if high:
-            await asyncio.sleep(random.uniform(low, high))
+        try:
+            if high or step.seconds:
+                await asyncio.sleep(max(step.seconds, random.uniform(low, high)))
+        except asyncio.CancelledError:
+            if ctx.lost:
+                log.step("lost", ctx.message, step, ctx.attempt)
+            raise
         log.step("ended", ctx.message, step, ctx.attempt)
 
     (spec,) = service.handlers

@@ -388,7 +388,7 @@ def test_slots_change_hands_with_all_that_waits_in_them(tmp_path: Path) -> None:
                     for each in await take(feed):
                         assert await settle(feed, [each]) == []
                         came.append((each.message.id, each.attempt))
-            assert new._slots, "nothing was handed over"
+            assert new._slots.held, "nothing was handed over"
             assert sorted(came) == sorted((m.id, 2 if n < SLOTS else 1) for n, m in enumerate(sent))
             for key in keys:
                 mine = [m.id for m in sent if m.key == key]
@@ -483,11 +483,11 @@ def test_two_feeds_in_one_process_and_one_in_another_share_the_slots(tmp_path: P
             for _ in range(4):
                 for feed in feeds:
                     await take(feed)
-            assert sorted(len(feed._slots) for feed in feeds) == [10, 11, 11]
+            assert sorted(len(feed._slots.held) for feed in feeds) == [10, 11, 11]
             await feeds[0].close()
             for _ in range(4):
                 for feed in feeds[1:]:
                     await take(feed)
-            assert sorted(len(feed._slots) for feed in feeds[1:]) == [16, 16]
+            assert sorted(len(feed._slots.held) for feed in feeds[1:]) == [16, 16]
 
     asyncio.run(run())

@@ -243,15 +243,19 @@ class World:
         self.workers = [other for other in self.workers if other.broker is not worker.broker]
         await kill(worker.broker)
         for held, outcome in valid:
-            match outcome:
-                case Ack() | DeadLetter():
-                    held.event.maybe_settled = True
-                    held.event.dead = held.event.dead or isinstance(outcome, DeadLetter)
-                case Retry():
-                    held.event.failures = held.event.failures | {held.delivery.attempt}
-                    held.event.due = 0
-                case _:
-                    pass
+            self.maybe(held, outcome)
+
+    def maybe(self, held: Held, outcome: Outcome) -> None:
+        """Whether an outcome was recorded is not known."""
+        match outcome:
+            case Ack() | DeadLetter():
+                held.event.maybe_settled = True
+                held.event.dead = held.event.dead or isinstance(outcome, DeadLetter)
+            case Retry():
+                held.event.failures = held.event.failures | {held.delivery.attempt}
+                held.event.due = 0
+            case _:
+                pass
 
     async def pause(self) -> None:
         """A process stands still for longer than its lease, and then goes on."""
@@ -376,7 +380,7 @@ class World:
             )
             event.failures = {delivery.attempt - 1}
             assert event.due <= self.clock.now(), f"{event} came before its time"
-            epoch = feed._slots.get(delivery.token)
+            epoch = feed._slots.held.get(delivery.token)
             if epoch is None or owners[delivery.token] != (feed.owner, epoch):
                 assert before is not None, f"{event} is of a slot that is another's"
                 epoch = -1
@@ -433,8 +437,10 @@ class World:
         self.note("settle", worker.feed.owner[-6:], [(held.event, type(outcome).__name__) for held, outcome in choices])
         now = self.clock.now()
         batch = [(held.delivery, outcome) for held, outcome in choices]
+        failed = self.commits.failed
         late = await self.again(lambda: worker.feed.settle(batch))
         assert isinstance(late, list)
+        repeated = self.commits.failed > failed
         if late:
             self.note("  late:", [self.events[delivery.message.id] for delivery in late])
         missed = {id(delivery) for delivery in late}
@@ -442,6 +448,8 @@ class World:
             worker.held.remove(held)
             event = held.event
             if id(held.delivery) in missed:
+                if repeated and not event.settled:
+                    self.maybe(held, outcome)  # the commit before took effect, perhaps, and then its slot was lost
                 continue
             assert not event.settled, f"{event} was settled twice"
             match outcome:

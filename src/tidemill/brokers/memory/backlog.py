@@ -111,8 +111,8 @@ class Backlog:
         self.delayed: dict[int, Delivery] = {}
         self.keys: dict[str, Key] = {}
         self.waiters: deque[asyncio.Future[None]] = deque()
-        # Each with what tells it that the subscription is paused.
-        self.feeds: dict[int, Callable[[], None]] = {}
+        # Each with what tells it that the subscription is paused, or goes on.
+        self.feeds: dict[int, Callable[[bool], None]] = {}
         self.leaving: set[int] = set()
         self.paused = False
         # Number -> dead letter, and what it was delivered as.
@@ -140,9 +140,8 @@ class Backlog:
 
     def pause(self, paused: bool) -> None:
         self.paused = paused
-        if paused:
-            for told in tuple(self.feeds.values()):
-                told()
+        for told in tuple(self.feeds.values()):
+            told(paused)
         while not paused and self.waiters:
             self.wake()
 

@@ -44,11 +44,11 @@ class MemoryFeed:
     def watch(self, watcher: FeedWatcher) -> None:
         self._watcher = watcher
         if self._backlog.paused:
-            watcher.paused()
+            watcher.paused(True)
 
-    def pause(self) -> None:
+    def pause(self, paused: bool) -> None:
         if self._watcher is not None:
-            self._watcher.paused()
+            self._watcher.paused(paused)
 
     async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
         backlog = self._backlog
@@ -77,6 +77,8 @@ class MemoryFeed:
         late = self._backlog.settle(settlements)
         self._backlog.progressed()
         return late
+
+    def let_go(self) -> None: ...
 
     async def leave(self) -> None:
         self._backlog.leaving.add(self.number)

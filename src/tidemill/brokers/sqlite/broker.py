@@ -16,14 +16,11 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import msgspec
 
 from ...broker import (
-    DUPLICATE,
-    STORED,
     BrokerUrl,
     Capabilities,
     DeadLettered,
@@ -39,6 +36,7 @@ from ...clock import Clock
 from ...errors import BrokerError, BrokerUrlError, ConfigurationError
 from ...message import Message
 from . import inspection
+from .appending import append, schedule
 from .bell import Bell
 from .feed import SqliteFeed
 from .file import WriteLock, connect, path_of, prepare, real_path, translated
@@ -46,7 +44,7 @@ from .live import Life
 from .resolving import resolve
 from .retention import Retention
 from .rows import SLOTS, to_message, to_row
-from .sql import CHUNK, SQL, insert_events
+from .sql import SQL
 from .writer import Done, Job, Writer
 
 P = ParamSpec("P")
@@ -184,7 +182,7 @@ class SqliteBroker:
         now = time.monotonic()
         jobs: list[tuple[Job, Done]] = []
         for feed in tuple(self._feeds):
-            if now - self._renewed.get(feed.owner, 0.0) >= feed.spec.lease / 3:
+            if not feed.is_stuck and now - self._renewed.get(feed.owner, 0.0) >= feed.spec.lease / 3:
                 jobs.append((feed.renew, partial(self._renew, feed, now)))
         if self._retention.due():
             jobs.append((self._retention.purge, lambda _: None))
@@ -300,11 +298,11 @@ class SqliteBroker:
             rows.append(to_row(message, topic, spread, stored))
         self._spread = spread
         if due is not None and due > now:
-            receipts = await self.write(partial(_schedule, rows, due), ring=True)
+            receipts = await self.write(partial(schedule, rows, due), ring=True)
             if self._next_scheduled is None or due < self._next_scheduled:
                 self._next_scheduled = due
             return receipts
-        return await self.write(partial(_append, rows), ring=True)
+        return await self.write(partial(append, rows), ring=True)
 
     async def _add_topic(self, name: str) -> int:
         def add(connection: sqlite3.Connection) -> int:
@@ -481,37 +479,6 @@ class SqliteBroker:
                 if not follow:
                     return
                 await self.news(1.0)
-
-
-def _append(rows: Sequence[tuple[Any, ...]], connection: sqlite3.Connection) -> list[Receipt]:
-    execute = connection.execute
-    before = execute(SQL["last_seq"]).fetchone()[0]
-    inserted = 0
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        inserted += execute(insert_events(len(chunk)), tuple(chain.from_iterable(chunk))).rowcount
-    if inserted == len(rows):
-        return [STORED] * len(rows)
-    return _tell_duplicates(rows, before, connection)
-
-
-def _tell_duplicates(rows: Sequence[tuple[Any, ...]], before: int, connection: sqlite3.Connection) -> list[Receipt]:
-    receipts: list[Receipt] = []
-    seen: set[int] = set()
-    for row in rows:
-        seq = connection.execute(SQL["seq_of"], (row[2], row[3], row[0])).fetchone()[0]
-        receipts.append(DUPLICATE if seq <= before or seq in seen else STORED)
-        seen.add(seq)
-    return receipts
-
-
-def _schedule(rows: Sequence[tuple[Any, ...]], due: int, connection: sqlite3.Connection) -> list[Receipt]:
-    receipts: list[Receipt] = []
-    for row in rows:
-        known = connection.execute(SQL["seq_of"], (row[2], row[3], row[0])).fetchone()
-        stored = known is None and connection.execute(SQL["schedule"], (due, *row)).rowcount
-        receipts.append(STORED if stored else DUPLICATE)
-    return receipts
 
 
 def _wake(future: asyncio.Future[None]) -> None:

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Final
 from ...broker import FeedWatcher, Settlement, Subscription
 from ...errors import BrokerError
 from ...message import Delivery
-from ...outcome import RELEASE, Ack, DeadLetter, Outcome, Release, Retry
+from ...outcome import RELEASE, Ack
 from .file import translate
-from .journal import Journal
-from .rows import NEVER, encode, pack_history, slot_of, to_message, unpack_history
-from .settling import Exceptional, Given, Plan
+from .journal import Begun, Journal
+from .rows import encode, slot_of, to_message, unpack_history
+from .settling import Plan
 from .sharing import Member, share_out
+from .slots import Slots
 from .sql import SQL
 from .writer import Unconfirmed
 
@@ -57,13 +58,12 @@ class SqliteFeed:
         self.subscription = subscription
         self.owner = owner
         self._me = Member(subscription, owner, round(spec.lease * 1e9), broker, broker.clock.now)
-        self._number = number
-        self._journal = journal
-        # seq -> the journal's cell of what a handler runs, or has failed to run and is not recorded yet.
-        self._begun: dict[int, int] = {}
+        self._begun = Begun(journal, number)
+        self.end = self._begun.end
         self._until = 0
         self._watcher: FeedWatcher | None = None
         self.paused = False
+        self.is_stuck = False  # then the lease is not renewed
         self.generation = -1
         self.touched = 0
         """Up to which decision about dead letters it has looked at what waits."""
@@ -76,11 +76,7 @@ class SqliteFeed:
         self._topic = topic
         self._types = None if spec.types is None else frozenset(spec.types)
         self._ordered = spec.ordered
-        self._slots: dict[int, int] = {}
-        self._mask = 0
-        self._leaving: dict[int, int] = {}
-        self._frontier = 0
-        self._fetched: dict[int, int] = {}
+        self._slots = Slots()
         # Whether `_open` is out of order: slots were taken over, and what was older in them than what was open.
         self._mixed = False
         self._open: dict[int, Delivery] = {}
@@ -99,7 +95,7 @@ class SqliteFeed:
     def watch(self, watcher: FeedWatcher) -> None:
         self._watcher = watcher
         if self.paused:
-            watcher.paused()
+            watcher.paused(True)
 
     # ----------------------------------------------------------------- fetch
 
@@ -136,7 +132,7 @@ class SqliteFeed:
         self._more = False
         taken: list[Delivery] = []
         # Without a lease, as far as is known here, the events may be another's: the next renewal tells.
-        if not self._mask or self._closed or self.paused or self._departing or time.monotonic_ns() >= self._until:
+        if not self._slots.mask or self._closed or self.paused or self._departing or time.monotonic_ns() >= self._until:
             return taken
         try:
             now = self._broker.clock.now()
@@ -154,7 +150,7 @@ class SqliteFeed:
         reader = self._broker.reader
         # Those in flight are due too, until they are settled: room for them in the limit, then they are passed by.
         most = limit + len(self._extra) + len(self._gaps)
-        parameters = {"subscription": self.subscription, "now": now, "slots": self._mask, "most": most}
+        parameters = {"subscription": self.subscription, "now": now, "slots": self._slots.mask, "most": most}
         rows = reader.execute(SQL["due_exceptions"], parameters)
         full = False
         seen = 0
@@ -185,13 +181,13 @@ class SqliteFeed:
     def _read_log(self, taken: list[Delivery], limit: int, max_bytes: int) -> None:
         reader = self._broker.reader
         end = reader.execute(SQL["last_seq"]).fetchone()[0]
-        if end <= self._frontier:
+        if end <= self._slots.frontier:
             return
-        parameters = {"topic": self._topic, "after": self._frontier, "slots": self._mask, "most": limit}
+        parameters = {"topic": self._topic, "after": self._slots.frontier, "slots": self._slots.mask, "most": limit}
         rows = reader.execute(SQL["next_events"], parameters)
-        topic, name, types, fetched = self.spec.topic, self.spec.name, self._types, self._fetched
+        topic, name, types, fetched = self.spec.topic, self.spec.name, self._types, self._slots.fetched
         opened, ordered = self._open, self._ordered
-        last, seen, cut = self._frontier, 0, False
+        last, seen, cut = self._slots.frontier, 0, False
         try:
             for row in rows:
                 seq = row[0]
@@ -213,16 +209,14 @@ class SqliteFeed:
                 else:
                     taken.append(delivery)
         except sqlite3.Error:
-            self._frontier = last
+            self._slots.frontier = last
             raise
         rows.close()
         if not cut and seen < limit:
             last = max(last, end)
         else:
             self._more = True
-        self._frontier = last
-        if fetched and last >= max(fetched.values()):
-            self._fetched = {}
+        self._slots.read(last)
 
     async def _look_anew(self) -> None:
         """See what waits now that dead letters were replayed or discarded."""
@@ -236,7 +230,7 @@ class SqliteFeed:
             except sqlite3.Error as error:
                 raise translate(self._broker.path, error) from error
             for key, count in counts:
-                if slot_of(key) in self._slots:
+                if slot_of(key) in self._slots.held:
                     self._blocked.pop(key, None)
                     self._count_blocked(key, count)
             self.touched = touched
@@ -256,31 +250,24 @@ class SqliteFeed:
         async with self._turn:
             if not self._open:
                 plan = self._new_plan()
-                plan.advance = self._positions(self._frontier)
+                plan.advance = self._slots.positions(self._slots.frontier)
                 self._skipped = 0
                 await self._broker.write(plan.run)
 
     # ------------------------------------------------------------------- run
 
     def begin(self, delivery: Delivery) -> bool:
-        if time.monotonic_ns() >= self._until:
-            return False
         seq = delivery.position
-        if self._open.get(seq) is not delivery and self._extra.get(seq) is not delivery:
+        if time.monotonic_ns() >= self._until or (self._open.get(seq) or self._extra.get(seq)) is not delivery:
             return False
-        self._begun[seq] = self._journal.put(self._number, delivery.attempt, seq)
+        self._begun.begin(delivery)
         return True
-
-    def end(self, delivery: Delivery) -> None:
-        cell = self._begun.pop(delivery.position, None)
-        if cell is not None:
-            self._journal.clear(cell)
 
     # ---------------------------------------------------------------- settle
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         late = await self._record(settlements)
-        if self._leaving:
+        if self._slots.leaving:
             try:
                 await self._give_up()
             except (BrokerError, Unconfirmed):
@@ -304,11 +291,11 @@ class SqliteFeed:
             if lost:
                 plan.late += [delivery for delivery, _ in plan.settled if delivery.token in lost]
                 # Not what has been taken again meanwhile: that is another epoch.
-                self._drop({slot for slot in lost if self._slots.get(slot) == plan.slots[slot]})
+                self._drop({slot for slot in lost if self._slots.held.get(slot) == plan.slots[slot]})
             return plan.late
 
     def _new_plan(self) -> Plan:
-        plan = Plan(self.subscription, self.owner, self._broker.clock.now(), self._slots.copy())
+        plan = Plan(self.subscription, self.owner, self._broker.clock.now(), self._slots.held.copy())
         plan.touched = self.touched
         return plan
 
@@ -335,12 +322,12 @@ class SqliteFeed:
             if type(outcome) is Ack and not has_row:
                 plan.acked += 1
             else:
-                self._plan_row(plan, delivery, outcome, has_row)
+                plan.add(delivery, outcome, self._key(delivery), has_row=has_row, parks=self.spec.parks)
         if plan.finished:
             released = {row.key for row in plan.exceptional}
             plan.freed = {key for key in plan.finished if key in self._blocked or key in released}
         if highest >= 0:
-            plan.advance = self._positions(highest)
+            plan.advance = self._slots.positions(highest)
             for seq, delivery in opened.items():
                 if seq > highest:
                     if not self._mixed:
@@ -348,51 +335,6 @@ class SqliteFeed:
                 elif seq not in done and seq not in gaps:
                     plan.gaps.append((seq, delivery.token, self._key(delivery), 0))
         return plan
-
-    def _plan_row(self, plan: Plan, delivery: Delivery, outcome: Outcome, has_row: bool) -> None:
-        seq, slot, key = delivery.position, delivery.token, self._key(delivery)
-        match outcome:
-            case Ack():
-                plan.acked += 1
-                plan.dropped.append((seq, slot))
-                if delivery.attempt > 1 or delivery.history:
-                    plan.recovered.append((seq, slot, delivery.attempt, pack_history(delivery.history)))
-            case DeadLetter():
-                history = pack_history(delivery.history)
-                plan.dead.append(Given(seq, slot, outcome.reason, delivery.attempt, history))
-                if key is not None and self.spec.parks:
-                    plan.exceptional.append(Exceptional(seq, slot, key, 0, NEVER, history, False, False))
-                    return
-                if has_row:
-                    plan.dropped.append((seq, slot))
-            case Retry():
-                plan.retried += 1
-                due = plan.now + round(outcome.after * 1e9)
-                history = pack_history(delivery.history)
-                plan.exceptional.append(Exceptional(seq, slot, key, delivery.attempt, due, history, False, False))
-            case Release():
-                history = pack_history(delivery.history)
-                due = plan.now + round(outcome.after * 1e9) if outcome.after else 0
-                failed = delivery.attempt - 1
-                plan.exceptional.append(Exceptional(seq, slot, key, failed, due, history, True, delivery.died))
-        if key is not None and isinstance(outcome, Ack | DeadLetter):
-            plan.finished.add(key)
-
-    def _positions(self, highest: int) -> list[tuple[int, int]]:
-        """How far each slot may be said to be settled, once everything up to `highest` is settled or an exception."""
-        if not self._fetched and not self._leaving:
-            return [(highest, self._mask)]
-        groups: dict[int, int] = {}
-        for slot in self._slots:
-            position = min(highest, self._up_to(slot))
-            groups[position] = groups.get(position, 0) | 1 << slot
-        return list(groups.items())
-
-    def _up_to(self, slot: int) -> int:
-        """What of a slot has been fetched."""
-        if slot in self._leaving:
-            return self._leaving[slot]
-        return max(self._frontier, self._fetched.get(slot, 0))
 
     def _key(self, delivery: Delivery) -> str | None:
         return delivery.message.key if self._ordered else None
@@ -406,8 +348,7 @@ class SqliteFeed:
                     del table[seq]
                     self._gaps.discard(seq)
                     self._unsure.discard(seq)
-                    if seq in self._begun:  # it failed, and that is recorded now
-                        self.end(delivery)
+                    self._begun.end(delivery)  # where it failed, that is recorded now
         self._gaps.update(seq for seq, slot, _, _ in plan.gaps if slot not in lost)
         if not self._open:
             self._mixed = False
@@ -435,30 +376,21 @@ class SqliteFeed:
         """Take the slots that are this consumer's share, and begin to leave those that are not."""
         self.stale = False
         try:
-            shared = await self._broker.write(partial(share_out, self._me, self._slots.copy()), ring=True)
+            shared = await self._broker.write(partial(share_out, self._me, self._slots.held.copy()), ring=True)
         except BaseException:
             self.stale = True
             raise
         self._until = shared.until
         self._broker.bury(shared.gone)
-        self._drop({slot for slot, epoch in self._slots.items() if shared.held.get(slot, (-1, 0))[0] != epoch})
-        taken = {slot: held for slot, held in shared.held.items() if slot not in self._slots}
+        self._drop({slot for slot, epoch in self._slots.held.items() if shared.held.get(slot, (-1, 0))[0] != epoch})
+        taken = {slot: held for slot, held in shared.held.items() if slot not in self._slots.held}
         if taken:
             self._mixed = bool(self._open)
-            self._fetched = {slot: self._up_to(slot) for slot in self._slots if slot not in self._leaving}
-            self._fetched.update({slot: position for slot, (_, position) in taken.items()})
-            self._slots.update({slot: epoch for slot, (epoch, _) in taken.items()})
-            self._frontier = min(self._fetched.values())
-            if self._frontier == max(self._fetched.values()):
-                self._fetched = {}
+            self._slots.take(taken)
             self._blocked.update(shared.keys)
             self.next_due = 0
-        surplus = len(self._slots) - len(self._leaving) - shared.share
-        staying = sorted(slot for slot in self._slots if slot not in self._leaving)
-        for slot in staying[len(staying) - surplus :] if surplus > 0 else ():
-            self._leaving[slot] = self._up_to(slot)
-        self._set_mask()
-        if self._leaving:
+        self._slots.keep(shared.share)
+        if self._slots.leaving:
             await self._give_up()
 
     def look_around(self) -> None:
@@ -470,7 +402,7 @@ class SqliteFeed:
         """Let go of the slots to leave, as far as nothing of them is in flight."""
         async with self._turn:
             busy = {delivery.token for delivery in (*self._open.values(), *self._extra.values())}
-            idle = {slot: position for slot, position in self._leaving.items() if slot not in busy}
+            idle = {slot: position for slot, position in self._slots.leaving.items() if slot not in busy}
             if not idle:
                 return
 
@@ -491,10 +423,7 @@ class SqliteFeed:
         """Forget slots that are another's now, with all that is in flight of them."""
         if not slots:
             return
-        for slot in slots:
-            self._slots.pop(slot, None)
-            self._leaving.pop(slot, None)
-            self._fetched.pop(slot, None)
+        self._slots.drop(slots)
         lost: list[Delivery] = []
         for table in (self._open, self._extra):
             for seq in [seq for seq, delivery in table.items() if delivery.token in slots]:
@@ -505,12 +434,8 @@ class SqliteFeed:
         self._parked = [delivery for delivery in self._parked if delivery.token not in slots]
         for key in [key for key in self._blocked if slot_of(key) in slots]:
             del self._blocked[key]
-        self._set_mask()
         if lost and self._watcher is not None and not self._closed:
             self._watcher.lost(lost)
-
-    def _set_mask(self) -> None:
-        self._mask = sum(1 << slot for slot in self._slots if slot not in self._leaving)
 
     def renew(self, connection: sqlite3.Connection) -> int:
         """Say that this consumer lives. Runs in the writer's thread."""
@@ -523,10 +448,17 @@ class SqliteFeed:
         else:
             self._broker.call_soon(self._thought_dead)
 
+    def let_go(self) -> None:
+        self.is_stuck = True
+        self._broker.call_soon(self._lives_again)
+
+    def _lives_again(self) -> None:
+        self.is_stuck = False  # the next renewal tells whether anybody has taken over
+
     def _thought_dead(self) -> None:
         # It stood still for longer than its lease: its slots are another's, or will be.
         if not self._closed:
-            self._drop(set(self._slots))
+            self._drop(set(self._slots.held))
             self.stale = True
             self._broker.poke()
 
@@ -539,14 +471,12 @@ class SqliteFeed:
             self.disturbed = True
         if paused != self.paused:
             self.paused = paused
-            if paused and self._watcher is not None:
-                self._watcher.paused()
+            if self._watcher is not None:
+                self._watcher.paused(paused)
 
     async def leave(self) -> None:
         self._departing = True
-        for slot in self._slots:
-            self._leaving.setdefault(slot, self._up_to(slot))
-        self._set_mask()
+        self._slots.keep(0)
         try:
             await self._broker.write(self._me.begin_to_leave)
             await self._give_up()
@@ -567,4 +497,4 @@ class SqliteFeed:
                 await self._broker.write(self._me.leave, ring=True)
         except (BrokerError, Unconfirmed, TimeoutError):
             pass  # the lease ends, or the process does: either frees the slots
-        self._drop(set(self._slots))
+        self._drop(set(self._slots.held))

@@ -12,6 +12,8 @@ import os
 from struct import Struct
 from typing import Final
 
+from ...message import Delivery
+
 _CELL: Final = Struct("@qqq")  # consumer, attempt, seq: native order, as each number is then written in one go
 _SEQ: Final = Struct("@q")
 _SEQ_AT: Final = 16
@@ -55,6 +57,28 @@ class Journal:
         grown = mmap.mmap(self._file, self._size)
         self._free = list(range(self._size - _CELL.size, before - 1, -_CELL.size))
         return grown
+
+
+class Begun:
+    """What the handlers of one consumer run, or have failed to run while that is not recorded yet.
+
+    consumer  its number in this process.
+    """
+
+    def __init__(self, journal: Journal, consumer: int) -> None:
+        self._journal = journal
+        self._consumer = consumer
+        self._cells: dict[int, int] = {}
+
+    def begin(self, delivery: Delivery) -> None:
+        """A handler begins: from here on the attempt counts."""
+        self._cells[delivery.position] = self._journal.put(self._consumer, delivery.attempt, delivery.position)
+
+    def end(self, delivery: Delivery) -> None:
+        """It counts no more, or is recorded. Where it had not begun, nothing changes."""
+        cell = self._cells.pop(delivery.position, None)
+        if cell is not None:
+            self._journal.clear(cell)
 
 
 def running(file: int, consumer: int) -> dict[int, int]:

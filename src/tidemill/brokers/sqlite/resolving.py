@@ -28,7 +28,7 @@ def resolve(
         if action == "replay":
             # Where it was published again and is still to be handled, in a file of schema 1, it is pending already.
             if seq <= position:
-                execute(SQL["put_released"], {**event, "attempts": 0, "due": 0, "history": history})
+                execute(SQL["put_released"], {**event, "attempts": 0, "due": 0, "history": history, "died": 0})
                 execute(SQL["hold_back"], event)
         elif parked:
             execute(SQL["drop_exception"], (subscription, seq))

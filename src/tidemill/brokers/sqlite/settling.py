@@ -13,8 +13,8 @@ import msgspec
 
 from ...broker import Settlement
 from ...message import Delivery
-from ...outcome import Ack, Retry
-from .rows import slot_of
+from ...outcome import Ack, DeadLetter, Outcome, Release, Retry
+from .rows import NEVER, pack_history, slot_of
 from .sql import SQL
 
 
@@ -69,6 +69,41 @@ class Plan(msgspec.Struct):
     """Up to which decision about dead letters the consumer knows what waits."""
     acked: int = 0
     retried: int = 0
+
+    def add(self, delivery: Delivery, outcome: Outcome, key: str | None, *, has_row: bool, parks: bool) -> None:
+        """Plan what an outcome means that is more than to move on.
+
+        key      what the subscription orders it by, if it does.
+        has_row  whether it is an exception already.
+        parks    whether its key waits after a dead letter.
+        """
+        seq, slot = delivery.position, delivery.token
+        match outcome:
+            case Ack():
+                self.acked += 1
+                self.dropped.append((seq, slot))
+                if delivery.attempt > 1 or delivery.history:
+                    self.recovered.append((seq, slot, delivery.attempt, pack_history(delivery.history)))
+            case DeadLetter():
+                history = pack_history(delivery.history)
+                self.dead.append(Given(seq, slot, outcome.reason, delivery.attempt, history))
+                if key is not None and parks:
+                    self.exceptional.append(Exceptional(seq, slot, key, 0, NEVER, history, False, False))
+                    return
+                if has_row:
+                    self.dropped.append((seq, slot))
+            case Retry():
+                self.retried += 1
+                due = self.now + round(outcome.after * 1e9)
+                history = pack_history(delivery.history)
+                self.exceptional.append(Exceptional(seq, slot, key, delivery.attempt, due, history, False, False))
+            case Release():
+                history = pack_history(delivery.history)
+                due = self.now + round(outcome.after * 1e9) if outcome.after else 0
+                failed = delivery.attempt - 1
+                self.exceptional.append(Exceptional(seq, slot, key, failed, due, history, True, delivery.died))
+        if key is not None and isinstance(outcome, Ack | DeadLetter):
+            self.finished.add(key)
 
     def run(self, connection: sqlite3.Connection) -> set[int]:
         """Write it all. Returns the slots that are held no longer; nothing of those is written."""

@@ -119,7 +119,7 @@ class Writer:
                     answers = self._commit(connection, [job for job, _ in batch])
                 waiting: list[tuple[asyncio.Future[Any], Any]] = []
                 for (_, whom), answer in zip(batch, answers, strict=True):
-                    if isinstance(whom, asyncio.Future):
+                    if not callable(whom):
                         waiting.append((whom, answer))
                     elif not isinstance(answer, BaseException):
                         whom(answer)

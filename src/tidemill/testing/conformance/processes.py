@@ -28,7 +28,7 @@ LATENCY = 0.050
 @promise("G1", needs=("processes", "durable"))
 async def two_processes_share_the_work(place: Place) -> None:
     """Each event is handled once, and both handle some."""
-    async with Workers(place) as workers, _publisher(place) as publisher:
+    async with Workers(place) as workers, publishing(place) as publisher:
         one, two = await asyncio.gather(workers.start(CONSUME), workers.start(CONSUME))
         published = 0
 
@@ -49,7 +49,7 @@ async def two_processes_share_the_work(place: Place) -> None:
 async def a_killed_consumers_events_are_handled_by_another(place: Place) -> None:
     """kill -9 while handlers run: another process handles what was not finished within seconds; what was finished and
     recorded is not repeated."""
-    async with Workers(place) as workers, _publisher(place) as publisher:
+    async with Workers(place) as workers, publishing(place) as publisher:
         victim = await workers.start(CONSUME, "--hangs-from", 5)
         other = await workers.start(CONSUME)
         await publisher.publish_many(steps(40, 0, 5))
@@ -57,7 +57,7 @@ async def a_killed_consumers_events_are_handled_by_another(place: Place) -> None
         await place.until(lambda: workers.ended_by(victim) and workers.ended_by(other), "both handle events")
         before = len(workers.ended())
         await publisher.publish_many(steps(40, 5, 8))
-        await place.until(lambda: _running(workers, victim.pid), "handlers hang in one process")
+        await place.until(lambda: running_in(workers, victim.pid), "handlers hang in one process")
         workers.kill(victim)
         began = time.monotonic()
         await place.handled("walker.walk")
@@ -71,11 +71,11 @@ async def a_killed_consumers_events_are_handled_by_another(place: Place) -> None
 @promise("G1", needs=("processes", "durable"))
 async def a_consumer_that_died_alone_is_replaced(place: Place) -> None:
     """Nobody else is there when it is killed: the next process to start goes on where it was."""
-    async with Workers(place) as workers, _publisher(place) as publisher:
+    async with Workers(place) as workers, publishing(place) as publisher:
         victim = await workers.start(CONSUME, "--hangs-from", 3)
         await publisher.publish_many(steps(10, 0, 4))
         await place.handled("walker.walk", 10)
-        await place.until(lambda: len(_running(workers, victim.pid)) == 10, "ten handlers hang")
+        await place.until(lambda: len(running_in(workers, victim.pid)) == 10, "ten handlers hang")
         workers.kill(victim)
         began = time.monotonic()
         other = await workers.start(CONSUME)
@@ -90,7 +90,7 @@ async def a_consumer_that_died_alone_is_replaced(place: Place) -> None:
 async def an_event_that_kills_its_process_is_given_up(place: Place) -> None:
     """Its handler ends the process, every time: each crash is an attempt, after the last one it is a dead letter, and
     its neighbours are handled."""
-    async with Workers(place) as workers, _publisher(place) as publisher:
+    async with Workers(place) as workers, publishing(place) as publisher:
         poison = StepTaken("poison", 7)
         subscription = Subscription(name="walker.walk", topic="steps", ordered=True)
         await (await place.broker()).declare([TopicSpec("steps", "key")], [subscription])
@@ -137,7 +137,7 @@ async def a_killed_publisher_loses_nothing_it_confirmed(place: Place) -> None:
 async def a_rolling_restart_loses_and_repeats_nothing(place: Place) -> None:
     """One process after the other is replaced under load, by SIGTERM: each event is handled exactly once, in order, at
     its first attempt, and every process ends with exit code 0."""
-    async with Workers(place) as workers, _publisher(place) as publisher:
+    async with Workers(place) as workers, publishing(place) as publisher:
         old = await workers.start(CONSUME, "--slow", 0.001, 0.01)
         count = 0
         rolling = True
@@ -168,7 +168,7 @@ async def a_rolling_restart_loses_and_repeats_nothing(place: Place) -> None:
 @promise("G1", needs=("processes", "durable"))
 async def an_idle_process_sees_an_event_soon(place: Place) -> None:
     """From one process to a handler in another that was idle: within tens of milliseconds."""
-    async with Workers(place) as workers, _publisher(place) as publisher:
+    async with Workers(place) as workers, publishing(place) as publisher:
         process = await workers.start(CONSUME)
         for number in range(25):
             await publisher.publish_many(steps(1, number, number + 1))
@@ -186,7 +186,7 @@ async def an_idle_process_sees_an_event_soon(place: Place) -> None:
 async def work_moves_to_processes_that_come_and_back(place: Place) -> None:
     """A process that is started gets its share within three seconds; when it is gone, by SIGTERM or by SIGKILL, the
     others have all of it within three seconds."""
-    async with Workers(place) as workers, _publisher(place) as publisher:
+    async with Workers(place) as workers, publishing(place) as publisher:
         stays = await workers.start(CONSUME)
         count = 0
 
@@ -220,7 +220,7 @@ async def work_moves_to_processes_that_come_and_back(place: Place) -> None:
 async def a_paused_process_does_not_count_twice(place: Place) -> None:
     """A process that is stopped for a moment (SIGSTOP) and goes on harms nobody: every event is handled, each key in
     order, one at a time."""
-    async with Workers(place) as workers, _publisher(place) as publisher:
+    async with Workers(place) as workers, publishing(place) as publisher:
         paused = await workers.start(CONSUME, "--slow", 0.001, 0.005)
         other = await workers.start(CONSUME, "--slow", 0.001, 0.005)
         await publisher.publish_many(steps(32, 0, 10))
@@ -240,12 +240,12 @@ async def a_paused_process_does_not_count_twice(place: Place) -> None:
 async def a_process_paused_past_its_lease_is_replaced(place: Place) -> None:
     """Stopped in the middle (SIGSTOP) for longer than its lease: another process handles what it held. When it goes
     on, what it has to say about that counts for nothing: each event is settled once."""
-    async with Workers(place) as workers, _publisher(place) as publisher:
+    async with Workers(place) as workers, publishing(place) as publisher:
         options = ("--slow", 0.02, 0.05, "--lease", 1.0)
         paused, other = await workers.start(CONSUME, *options), await workers.start(CONSUME, *options)
         await publisher.publish_many(steps(32, 0, 4))
         await place.until(lambda: workers.ended_by(paused) and workers.ended_by(other), "both handle events")
-        probes = await _pause(paused, publisher)
+        probes = await pause_between_writes(paused, publisher)
         await place.until(lambda: len(_finished(workers)) == 128 + probes, "the other process handles everything")
         await place.handled("walker.walk")
         paused.send_signal(signal.SIGCONT)
@@ -258,7 +258,7 @@ async def a_process_paused_past_its_lease_is_replaced(place: Place) -> None:
         await asyncio.gather(workers.stop(paused), workers.stop(other))
 
 
-async def _pause(process: subprocess.Popen[bytes], publisher: Service[None]) -> int:
+async def pause_between_writes(process: subprocess.Popen[bytes], publisher: Service[None]) -> int:
     """Stop a process while it is not writing, and return how many events it took to make sure.
 
     Processes that share a file share its lock: one that is stopped inside it holds up all others until it goes on,
@@ -266,22 +266,21 @@ async def _pause(process: subprocess.Popen[bytes], publisher: Service[None]) -> 
     """
     for number in range(20):
         process.send_signal(signal.SIGSTOP)
-        publishing = asyncio.create_task(publisher.publish(StepTaken("probe", number)))
-        await asyncio.wait([publishing], timeout=0.5)
-        if publishing.done():
+        probing = asyncio.create_task(publisher.publish(StepTaken("probe", number)))
+        await asyncio.wait([probing], timeout=0.5)
+        if probing.done():
             return number + 1
         process.send_signal(signal.SIGCONT)
-        await publishing
+        await probing
     raise AssertionError("stopped twenty times, the process was writing each time")
 
 
-def _publisher(place: Place) -> _Publishing:
+def publishing(place: Place) -> _Publishing:
+    """A service that publishes on the scenario's broker while consumers run elsewhere."""
     return _Publishing(place)
 
 
 class _Publishing(AsyncExitStack):
-    """A service that publishes on the scenario's broker while consumers run elsewhere."""
-
     def __init__(self, place: Place) -> None:
         super().__init__()
         self.place = place
@@ -291,7 +290,7 @@ class _Publishing(AsyncExitStack):
         return await self.enter_async_context(self.place.running(service, consume=False))
 
 
-def _running(workers: Workers, pid: int) -> list[Fact]:
+def running_in(workers: Workers, pid: int) -> list[Fact]:
     """Handler runs of a process that began and have not ended."""
     ended = {(fact.pid, fact.id, fact.attempt) for fact in workers.history.of("ended")}
     began = [fact for fact in workers.history.of("began") if fact.pid == pid]
