@@ -137,7 +137,7 @@ class _Checker:
             for letter in letters:
                 self._letter(kind, letter)
         elif letters:
-            if not self._explained(runs):
+            if not self._explained(subscription, identity, runs):
                 attempts = ", ".join(failure.error for failure in letters[0].history)
                 self.wrong("innocent given up", f"{identity} ({kind}) on {subscription}: {attempts}")
             for letter in letters:
@@ -156,10 +156,11 @@ class _Checker:
         if letter.attempts > self.plan.attempts or (kind not in RAW and letter.attempts < self.plan.attempts):
             self.wrong("attempts", f"{what} was given up at attempt {letter.attempts} of {self.plan.attempts}")
 
-    def _explained(self, runs: list[Run]) -> bool:
+    def _explained(self, subscription: str, identity: str, runs: list[Run]) -> bool:
         """Whether each attempt of an innocent was one in which its process died, or one that its kind fails."""
         charged = {run.attempt for run in runs if self._charges(run)}
-        return charged >= set(range(1, self.plan.attempts + 1))
+        died = {attempt for name, event, attempt in self.evidence.begun if (name, event) == (subscription, identity)}
+        return charged | died >= set(range(1, self.plan.attempts + 1))
 
     def _charges(self, run: Run) -> bool:
         """Whether a run may have cost an attempt: it failed, its time was up, or its process died or lost it."""
@@ -228,8 +229,10 @@ class _Checker:
     def _attempt(self, before: list[Run], run: Run, remembered: int) -> None:
         if run.attempt <= remembered:
             self.wrong("attempts forgotten", f"{_told(run)}, though attempt {remembered} had failed")
-        if run.attempt > 1 and not any(each.attempt == run.attempt - 1 and self._charges(each) for each in before):
-            self.wrong("innocent charged", f"{_told(run)}, and no attempt {run.attempt - 1} had failed")
+        last = run.attempt - 1
+        died = (run.subscription, run.id, last) in self.evidence.begun
+        if last and not died and not any(each.attempt == last and self._charges(each) for each in before):
+            self.wrong("innocent charged", f"{_told(run)}, and no attempt {last} had failed")
 
     # ------------------------------------------------------------------ order
 

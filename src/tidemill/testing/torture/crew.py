@@ -74,7 +74,7 @@ class Crew:
 
     async def open(self) -> None:
         """Start everybody."""
-        await self.nursery.open(self.plan.mutant)
+        self.nursery.open(self.plan.mutant)
         self.began = time.time_ns()
         for place in self.places:
             await self._fill(place)
@@ -203,7 +203,8 @@ class Crew:
                 self.complaints.append(f"process {pid} was not ready within {PATIENCE:g} s")
                 await self._kill(pid, "who was not ready")
             return
-        os.kill(pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # an event may have ended it just now
+            os.kill(pid, signal.SIGTERM)
         try:
             status = await asyncio.wait_for(asyncio.shield(self._gone[pid]), PATIENCE)
         except TimeoutError:

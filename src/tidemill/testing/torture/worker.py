@@ -178,11 +178,11 @@ class _WitnessedFeed(FeedStandIn):
         self._log = log
 
     def begin(self, delivery: Delivery) -> bool:
-        if not self.real.begin(delivery):
-            return False
         _WitnessedFeed._count += 1
         runs[id(delivery)] = _WitnessedFeed._count
-        return True
+        # Before it is so: of a process that is killed in between the broker knows that it had begun.
+        self._log.write([self._fact("begins", delivery)])
+        return self.real.begin(delivery)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         late = await self.real.settle(settlements)
@@ -193,6 +193,8 @@ class _WitnessedFeed(FeedStandIn):
                 for delivery, outcome in settlements
             ]
         )
+        for delivery, _ in settlements:
+            runs.pop(id(delivery), None)
         return late
 
     def _fact(self, what: str, delivery: Delivery) -> Fact:
@@ -204,7 +206,7 @@ class _WitnessedFeed(FeedStandIn):
             number=number,
             attempt=delivery.attempt,
             subscription=delivery.subscription,
-            run=runs.pop(id(delivery), 0),
+            run=runs.get(id(delivery), 0),
         )
 
 
