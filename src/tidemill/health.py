@@ -32,7 +32,7 @@ class SubscriptionHealth(msgspec.Struct, frozen=True):
     name: str
     state: State
     why: str = ""
-    """In words, where it does not consume, or not as it would."""
+    """In words, where it does not consume."""
 
     @property
     def ready(self) -> bool:

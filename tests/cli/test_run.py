@@ -219,6 +219,16 @@ def test_signals_at_any_moment_of_the_start_end_it_cleanly(project: Project) -> 
         assert "rror" not in running.output
 
 
+def test_a_signal_that_is_swallowed_while_services_are_loaded_is_remembered(project: Project) -> None:
+    """What signals raise is an exception like any other, and Python's own compiler is known to swallow some."""
+    Path("greedy.py").write_text(
+        "import os, signal, time\nfrom shop import service\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(10)\nexcept BaseException:\n    pass\n"
+    )
+    running = project.start("run", "greedy:service")
+    assert (running.ends(), running.output) == (0, "")
+
+
 SHORT = "import tidemill.loop_watch as w, tidemill.runtime as r\nw.LIMIT = 0.1\nw.TICK = 0.02\n"
 
 

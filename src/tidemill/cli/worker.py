@@ -66,6 +66,8 @@ def run_services(
     def on_starting(runtime: Runtime) -> None:
         nonlocal run
         run = runtime
+        if _told_early:
+            sys.exit(0)
         if listening is not None:
             say(f"health on {url_of(listening)}/livez and /readyz")
 
@@ -111,8 +113,12 @@ def _describe(runtime: Runtime) -> str:
     return f"consuming {', '.join(names)} from {runtime.broker.url}"
 
 
+_told_early: list[int] = []
+
+
 def _end_before_start(number: int, frame: FrameType | None) -> None:
-    # Nothing was fetched yet, so there is nothing to drain.
+    # Nothing was fetched yet, so there is nothing to drain. Remembered, as whatever runs now may swallow the exception.
+    _told_early.append(number)
     sys.exit(0)
 
 
