@@ -296,6 +296,13 @@ def given_back_by_a_drain(world: World) -> None:
     ]
 
 
+def waited_for_newer_code(world: World) -> None:
+    """A dead letter's history begins with older code that did not know its version, which is no attempt."""
+    letter = world.remains.dead.pop()
+    waited = msgspec.structs.replace(letter.history[0], error="FutureVersion: version 2")
+    world.remains.dead.append(msgspec.structs.replace(letter, history=(waited, *letter.history)))
+
+
 def given_up_after_many_deaths(world: World) -> None:
     """An innocent event was running at each of four deaths: nobody can know that it was not to blame."""
     key, number = world.of(Kind.HEALTHY, at=-1)
@@ -316,6 +323,7 @@ def given_up_after_many_deaths(world: World) -> None:
         (killed_at_the_very_beginning, {}),
         (paused_past_its_lease, {"paused": 1}),
         (given_back_by_a_drain, {"given back": 1}),
+        (waited_for_newer_code, {}),
         (given_up_after_many_deaths, {"killed": 3}),
     ],
 )

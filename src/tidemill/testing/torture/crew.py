@@ -138,7 +138,7 @@ class Crew:
             url=self.url,
             log=str(self.log),
             consumes=place.consumes,
-            version=version if place.consumes or self.plan.future else 1,
+            version=version,
             serial=self._serial,
             began=self.began,
             left=left,
@@ -238,7 +238,12 @@ class Crew:
             case FaultKind.PAUSE:
                 await self._pause_one(fault.roll)
             case FaultKind.DEPLOY:
-                await self.deploy(2 if all(place.version == 1 for place in self.places) else 1)
+                if all(place.version == 1 for place in self.places):
+                    await self.deploy(2)
+                else:
+                    await self.deploy(1)
+                    await self.deploy(2)
+                self.hits[FaultKind.DEPLOY] += 1
             case FaultKind.BURST:
                 await self._burst()
             case FaultKind.DISK_FULL:
@@ -290,8 +295,12 @@ class Crew:
             self._replace(place, self._gone[place.pid].result())
 
     async def deploy(self, version: int) -> None:
-        """Replace all processes by such of another version of the code, one after the other."""
-        for place in self.places:
+        """Replace all processes by such of another version of the code, one after the other.
+
+        In the order in which older code meets newer events: they are published before all consumers know them, and
+        some are left when consumers no longer do.
+        """
+        for place in self.places if version == 1 else reversed(self.places):
             await self._at_rest(place)
             if place.busy or place.pid is None:
                 place.version = version
@@ -311,7 +320,6 @@ class Crew:
                 place.pid = await self._spawn(place, version)
             self._unlock(place)
         self.tell("deployed", os.getpid(), text=f"version {version}")
-        self.hits[FaultKind.DEPLOY] += 1
 
     async def _burst(self) -> None:
         ready = await self._victim(False, 0.0, self.plan.publishers + 1, ready=True)

@@ -23,6 +23,9 @@ import msgspec
 
 from .worker import Job, run
 
+_NONE = 0
+"""What there is in place of a process id when no more will come."""
+
 _PROGRAM = "from tidemill.testing.torture.nursery import main; main()"
 
 
@@ -57,12 +60,20 @@ class Nursery:
         asyncio.get_running_loop().add_reader(process.stdout, self._listen, process.stdout.fileno())
 
     async def start(self, job: Job) -> int:
-        """Start a process. Its id."""
+        """Start a process. Its id. Raises `RuntimeError` where the nursery is no more."""
         assert self._process is not None
         assert self._process.stdin is not None
         async with self._turn:
-            self._process.stdin.write(self._encode(job) + b"\n")
-            return await asyncio.wait_for(self._pids.get(), 20)
+            with suppress(BrokenPipeError):
+                self._process.stdin.write(self._encode(job) + b"\n")
+            pid = await self._pids.get()
+            if pid == _NONE:
+                self._pids.put_nowait(_NONE)
+                raise RuntimeError(f"the process that starts the others has ended. It said:\n{self._said()}")
+            return pid
+
+    def _said(self) -> str:
+        return Path(self._errors.name).read_text(errors="replace")[-2000:]
 
     async def close(self) -> None:
         """Kill everything in it, and the nursery with it."""
@@ -81,6 +92,7 @@ class Nursery:
         if not chunk:
             asyncio.get_running_loop().remove_reader(file)
             self._over.set_result(None)
+            self._pids.put_nowait(_NONE)
         self._heard += chunk
         *lines, self._heard = self._heard.split(b"\n")
         for line in lines:

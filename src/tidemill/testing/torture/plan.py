@@ -103,8 +103,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     shares: dict[Kind, float] = msgspec.field(default_factory=SHARES.copy)
     drain: float = 60.0
     """Seconds after the last fault within which everything has to be settled."""
-    future: bool = False
-    """Whether newer code publishes a newer version of the event, which older code must leave to newer code."""
     name: str = "torture"
     """What its service and its topic are called."""
     mutant: str = ""

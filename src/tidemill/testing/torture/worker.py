@@ -26,6 +26,7 @@ from ...outcome import Ack, DeadLetter, Outcome, Release, Retry
 from ...runtime import run_until_signal
 from ...service import Service
 from ...stand_in import BrokerStandIn, FeedStandIn
+from ...telemetry import listen
 from ..history import Fact, Log
 from .plan import POISON, RAW, FaultKind, Kind, Plan, id_of, parts
 from .steps import code, message
@@ -98,6 +99,7 @@ async def consume(job: Job, log: Log) -> None:
         )(handlers.handle)
     for spec in service.handlers:
         spec.subscription = msgspec.structs.replace(spec.subscription, lease=plan.lease)
+    listen(lambda event, _: log.tell("future") if event == "delivery.future" else None)
     witness = Witness(connect(job.url, SystemClock()), log)
     await run_until_signal(
         [service],
