@@ -95,6 +95,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds. Short, so that a pause of a few seconds outlasts it."""
     timeout: float = 0.8
     """Seconds a handler may take."""
+    longest: float = 0.008
+    """Seconds a healthy handler takes at most: enough to be killed in, short enough for hundreds a second."""
     attempts: int = 4
     seconds: float = 0.0
     """How long events are published and faults injected; 0: long enough for both."""

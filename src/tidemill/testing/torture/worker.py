@@ -40,9 +40,6 @@ NO_START: Final = 3
 BLOCK: Final = 0.3
 """Seconds for which the event loop is stopped: longer than any handler should, shorter than any timeout."""
 
-LONGEST: Final = 0.008
-"""Seconds a healthy handler takes at most: enough to be killed in, short enough for hundreds a second."""
-
 AHEAD: Final = 0.15
 """The share of all events that is published in bursts, all bursts together."""
 
@@ -150,7 +147,7 @@ class _Handlers:
             case Kind.BLOCKS:
                 time.sleep(BLOCK)  # noqa: ASYNC251  that is what it is for
             case _:
-                seconds = self._draw.uniform(-LONGEST, LONGEST)  # half of them wait for nothing
+                seconds = self._draw.uniform(-self._plan.longest, self._plan.longest)  # half of them wait for nothing
                 if seconds > 0:
                     await asyncio.sleep(seconds)
         if kind in POISON or (kind is Kind.FLAKY and ctx.attempt == 1):
