@@ -67,8 +67,8 @@ def test_a_timeout_beyond_what_the_broker_allows_is_refused(timeout: float | Non
         with pytest.raises(Unsupported) as caught:
             await runtime.start()
         assert str(caught.value) == (
-            f"s.handle has {what}, and memory: takes events away from handlers that run for longer than 30 s: they would "
-            "run twice at once. Nothing was started. Give @service.on(timeout=30) or less."
+            f"s.handle has {what}, and memory: takes events away from handlers that run for longer than 30 s: "
+            "they would run twice at once. Nothing was started. Give @service.on(timeout=30) or less."
         )
 
     asyncio.run(main())
