@@ -547,12 +547,14 @@ def test_what_may_have_killed_a_process_runs_alone() -> None:
         running.discard(event.number)
 
     async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
-        suspects = [unkeyed(number, 2) for number in (3, 6)]
+        suspects = [unkeyed(number, 3) for number in (3, 6)]
         for suspect in suspects:
-            suspect.history = (Failure(1, 1, "ProcessDied", died=True),)
+            suspect.history = tuple(Failure(attempt, 1, "ProcessDied", died=True) for attempt in (1, 2))
         feed.waiting.extend([*(unkeyed(number) for number in (1, 2)), suspects[0], unkeyed(4), unkeyed(5), suspects[1]])
         feed.waiting.extend(unkeyed(number) for number in range(7, 12))
-        await wait_until(lambda: len(feed.settled) == 11)
+        (once := unkeyed(12, 2)).history = (Failure(1, 1, "ProcessDied", died=True),)
+        feed.waiting.append(once)
+        await wait_until(lambda: len(feed.settled) == 12)
 
     outcomes = consuming(PlainThing, handler, scenario, concurrency=4).outcomes()
     assert set(outcomes.values()) == {Ack()}

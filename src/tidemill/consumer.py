@@ -28,7 +28,7 @@ from .clock import Clock
 from .errors import BrokerError
 from .gate import Gate
 from .handler import HandlerSpec
-from .isolation import Isolation
+from .isolation import Isolation, is_suspect
 from .lanes import Lanes
 from .message import Delivery
 from .outcome import ACK, RELEASE, Ack, DeadLetter, Outcome, Release, Retry, describe
@@ -293,12 +293,13 @@ class Consumer:
                     continue
             delivery = ready.popleft()
             alone: Callable[[], None] | None = None
-            if delivery.history and delivery.history[-1].died:
+            if delivery.history:
                 if delivery.died:
                     gate.unused()
                     self._finish(delivery, self._attempts.died(delivery))
                     continue
-                alone = await isolation.enter()
+                if is_suspect(delivery):
+                    alone = await isolation.enter()
             if (alone is not None and self._stopping) or not begin(delivery):
                 if alone is not None:
                     alone()

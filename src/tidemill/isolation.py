@@ -1,4 +1,5 @@
-"""An event that was running when a process died may be what killed it. It runs alone, so that it takes no other along.
+"""An event that was running when two processes died may be what killed them. It runs alone, so that it takes no other
+along.
 
 One at a time in this process, whatever subscription it is of: no handler begins meanwhile, and those that run have a
 moment to end, and to have that recorded. Only a moment, either way: the suspect must not hold up the innocent for long.
@@ -11,14 +12,25 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from .message import Delivery
+
 QUIET: Final = 1.0
 """Seconds that running handlers have to end before a suspect begins all the same. Most take less; those that take
-longer may be charged a second attempt of their eight."""
+longer may be charged a third attempt of their eight."""
 
 ALONE: Final = 1.0
 """Seconds a suspect runs alone: what kills a process, as a rule, does so at once."""
 
 _LOOK: Final = 0.005
+
+
+def is_suspect(delivery: Delivery) -> bool:
+    """Whether the last two attempts ended in the death of their process.
+
+    One death says nothing: many events run when somebody kills a process. Few run when the next one dies, too.
+    """
+    last = delivery.history[-2:]
+    return len(last) == 2 and last[0].died and last[1].died
 
 
 class Isolation:
