@@ -66,6 +66,8 @@ def plan_of(name: str) -> Plan:
         return msgspec.structs.replace(right, mutant=f"{__package__}.mutants:{name}", drain=2.5)
     if name == "deploys":  # slow enough that something waits to be given back
         return msgspec.structs.replace(BASE, faults=RUNS[name], keys=5, longest=0.06)
+    if name == "pauses":  # slow enough that something runs when a process is stopped
+        return msgspec.structs.replace(BASE, faults=RUNS[name], longest=0.1)
     return msgspec.structs.replace(BASE, faults=RUNS[name])
 
 
