@@ -14,11 +14,14 @@ from waiting import wait_until
 from tidemill import (
     Ack,
     BrokerError,
+    Circuit,
     Context,
     DeadLetter,
     Delivery,
+    Failure,
     Message,
     Outcome,
+    Rate,
     Release,
     Retry,
     Service,
@@ -494,3 +497,218 @@ def test_what_was_given_back_does_not_count_as_handled() -> None:
         stop()
     assert len(feed.settled) == 12
     assert heard == [{"subscription": "s.h", "handled": 5, "released": 7}]
+
+
+def died(position: int, attempt: int) -> Delivery:
+    """A delivery whose process died at that attempt."""
+    delivery = unkeyed(position, attempt)
+    delivery.history = (Failure(attempt, 1, "ProcessDied: it ended", died=True),)
+    delivery.died = True
+    return delivery
+
+
+def test_what_a_process_died_of_is_retried_without_being_run_and_given_up_in_the_end() -> None:
+    ran: list[int] = []
+
+    async def handler(event: PlainThing) -> None:
+        ran.append(event.number)
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend([died(1, 1), died(2, 3), unkeyed(3)])
+        await wait_until(lambda: len(feed.settled) == 3)
+
+    feed = consuming(PlainThing, handler, scenario, retry=RetryPolicy(attempts=3))
+    outcomes = feed.outcomes()
+    assert ran == [3]
+    assert feed.begun == [3], "what was not run again is not charged again"
+    assert isinstance(outcomes[1], Retry)
+    assert outcomes[2] == DeadLetter("ProcessDied: it ended (attempt 3 of 3)")
+
+
+def test_neither_never_nor_only_gives_up_what_a_process_died_of() -> None:
+    async def handler(event: PlainThing) -> None: ...
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.append(died(1, 1))
+        await wait_until(lambda: len(feed.settled) == 1)
+
+    for policy in (RetryPolicy(never=(Exception,)), RetryPolicy(only=(KeyError,))):
+        assert isinstance(consuming(PlainThing, handler, scenario, retry=policy).outcomes()[1], Retry)
+
+
+def test_what_may_have_killed_a_process_runs_alone() -> None:
+    at_once: list[set[int]] = []
+    running: set[int] = set()
+
+    async def handler(event: PlainThing) -> None:
+        running.add(event.number)
+        await asyncio.sleep(0.005)
+        at_once.append(set(running))
+        running.discard(event.number)
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        suspects = [unkeyed(number, 2) for number in (3, 6)]
+        for suspect in suspects:
+            suspect.history = (Failure(1, 1, "ProcessDied", died=True),)
+        feed.waiting.extend([*(unkeyed(number) for number in (1, 2)), suspects[0], unkeyed(4), unkeyed(5), suspects[1]])
+        feed.waiting.extend(unkeyed(number) for number in range(7, 12))
+        await wait_until(lambda: len(feed.settled) == 11)
+
+    outcomes = consuming(PlainThing, handler, scenario, concurrency=4).outcomes()
+    assert set(outcomes.values()) == {Ack()}
+    assert all(together == {next(iter(together & {3, 6}))} for together in at_once if together & {3, 6})
+    assert any(len(together) > 1 for together in at_once), "the others run beside each other"
+
+
+def test_what_may_not_begin_goes_back_uncharged() -> None:
+    ran: list[int] = []
+
+    async def handler(event: PlainThing) -> None:
+        ran.append(event.number)
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.expired = {2, 3}
+        feed.waiting.extend(unkeyed(number) for number in range(1, 5))
+        await wait_until(lambda: len(feed.settled) == 4)
+
+    outcomes = consuming(PlainThing, handler, scenario).outcomes()
+    assert ran == [1, 4]
+    assert outcomes == {1: Ack(), 2: Release(), 3: Release(), 4: Ack()}
+
+
+def test_only_an_outcome_that_charges_keeps_the_attempt_begun() -> None:
+    async def handler(event: PlainThing) -> None:
+        if event.number == 2:
+            raise OSError
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend(unkeyed(number) for number in range(1, 4))
+        await wait_until(lambda: len(feed.settled) == 3)
+
+    feed = consuming(PlainThing, handler, scenario)
+    assert feed.begun == [1, 2, 3]
+    assert feed.ended == [1, 3]
+
+
+def test_handlers_are_told_that_the_lease_is_gone_and_nothing_of_it_begins() -> None:
+    told: list[tuple[int, bool]] = []
+    ran: list[int] = []
+
+    async def handler(event: PlainThing, ctx: Context) -> None:
+        ran.append(event.number)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            told.append((event.number, ctx.lost))
+            raise
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        waiting = [unkeyed(number) for number in range(1, 5)]
+        feed.waiting.extend(waiting)
+        await wait_until(lambda: consumer.running == 2 and not feed.waiting)
+        feed.late = {1, 2, 3}
+        assert feed.watcher is not None
+        feed.watcher.lost([delivery for delivery in waiting if delivery.position < 4])
+        await wait_until(lambda: len(feed.settled) == 3 and consumer.running == 1)
+        assert ran == [1, 2, 4]
+        consumer.force()
+
+    heard: list[tuple[str, Any]] = []
+    stop = listen(lambda name, fields: heard.append((name, fields.get("message"))))
+    try:
+        outcomes = consuming(PlainThing, handler, scenario, concurrency=2).outcomes()
+    finally:
+        stop()
+    assert told[:2] == [(1, True), (2, True)]
+    assert set(outcomes.values()) == {Release()}
+    assert [each for each in heard if each[0] in ("delivery.lost", "delivery.late")] == [
+        ("delivery.lost", "id-1"),
+        ("delivery.lost", "id-2"),
+    ]
+
+
+def test_what_a_handler_comes_to_after_its_lease_is_gone_is_told_as_late() -> None:
+    lost = asyncio.Event()
+
+    async def handler(event: PlainThing) -> None:
+        try:
+            await lost.wait()
+        except asyncio.CancelledError:
+            pass  # it goes on all the same
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        delivery = unkeyed(1)
+        feed.waiting.append(delivery)
+        await wait_until(lambda: consumer.running == 1)
+        feed.late = {1}
+        assert feed.watcher is not None
+        feed.watcher.lost([delivery])
+        await wait_until(lambda: len(feed.settled) == 1)
+
+    heard: list[str] = []
+    stop = listen(lambda name, fields: heard.append(name))
+    try:
+        consuming(PlainThing, handler, scenario)
+    finally:
+        stop()
+    assert "delivery.late" in heard
+
+
+def test_a_pause_gives_back_what_waits_and_lets_finish_what_runs() -> None:
+    go_on = asyncio.Event()
+
+    async def handler(event: PlainThing) -> None:
+        await go_on.wait()
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend(unkeyed(number) for number in range(1, 5))
+        await wait_until(lambda: consumer.running == 2 and not feed.waiting)
+        assert feed.watcher is not None
+        feed.watcher.paused(True)
+        assert consumer.is_paused
+        await wait_until(lambda: len(feed.settled) == 2)
+        go_on.set()
+        await wait_until(lambda: len(feed.settled) == 4)
+        feed.watcher.paused(False)
+        assert not consumer.is_paused
+
+    outcomes = consuming(PlainThing, handler, scenario, concurrency=2).outcomes()
+    assert outcomes == {1: Ack(), 2: Ack(), 3: Release(), 4: Release()}
+
+
+def test_a_drain_leaves_the_feed_before_its_handlers_have_ended() -> None:
+    go_on = asyncio.Event()
+
+    async def handler(event: PlainThing) -> None:
+        await go_on.wait()
+
+    feed = FakeFeed()
+
+    async def main() -> None:
+        service = Service("s")
+        service.on(PlainThing, name="h")(handler)
+        consumer = Consumer(service.handlers[0], feed, SystemClock())
+        consumer.start()
+        feed.waiting.append(unkeyed(1))
+        await wait_until(lambda: consumer.running == 1)
+        draining = asyncio.create_task(consumer.drain(10))
+        await wait_until(lambda: feed.left)
+        assert not feed.closed
+        go_on.set()
+        await draining
+
+    asyncio.run(main())
+    assert feed.outcomes() == {1: Ack()}
+
+
+@pytest.mark.parametrize("options", [{"rate": Rate(1000)}, {"circuit": Circuit(failures=2, base=0.01, cap=0.01)}, {}])
+def test_a_drain_waits_for_nobody_at_the_gate(options: dict[str, Any]) -> None:
+    async def handler(event: PlainThing) -> None:
+        raise OSError
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend(unkeyed(number) for number in range(1, 30))
+        await wait_until(lambda: len(feed.settled) >= 3)
+
+    feed = consuming(PlainThing, handler, scenario, **options)
+    assert len(feed.outcomes()) + len(feed.waiting) == 29

@@ -337,7 +337,7 @@ def test_a_folder_that_cannot_be_written(shared: Path) -> None:
     text = as_nobody(shared / "a.db")
     shared.chmod(0o777)
     assert text.startswith(f"StorageFull {shared}/a.db cannot be written (")
-    assert "Check the permissions of the file and of its folder." in text
+    assert "Check the permissions of the file, of those beside it and of their folder." in text
 
 
 def test_a_file_that_cannot_be_written(shared: Path) -> None:

@@ -260,6 +260,18 @@ def charged_for_the_death_of_its_process(world: World) -> None:
     world.change(world.facts[-1], at=began.at - 1)
 
 
+def killed_at_the_very_beginning(world: World) -> None:
+    """A process was killed after the broker knew that it began, and before the handler could write that down."""
+    charge_the_innocent(world)
+    key, number = world.of(Kind.HEALTHY)
+    began = world.find("began", key, number)
+    for subscription in (ORDERED, PLAIN):
+        early = msgspec.structs.replace(began, what="begins", pid=OTHER, at=began.at - 2, attempt=1, run=7)
+        world.facts.append(msgspec.structs.replace(early, subscription=subscription))
+    world.tell("killed", OTHER)
+    world.change(world.facts[-1], at=began.at - 1)
+
+
 def paused_past_its_lease(world: World) -> None:
     """A process stood still while it ran an event; another ran it and the next. Then it goes on, and is too late."""
     key, number = world.of(Kind.HEALTHY)
@@ -284,6 +296,13 @@ def given_back_by_a_drain(world: World) -> None:
     ]
 
 
+def waited_for_newer_code(world: World) -> None:
+    """A dead letter's history begins with older code that did not know its version, which is no attempt."""
+    letter = world.remains.dead.pop()
+    waited = msgspec.structs.replace(letter.history[0], error="FutureVersion: version 2")
+    world.remains.dead.append(msgspec.structs.replace(letter, history=(waited, *letter.history)))
+
+
 def given_up_after_many_deaths(world: World) -> None:
     """An innocent event was running at each of four deaths: nobody can know that it was not to blame."""
     key, number = world.of(Kind.HEALTHY, at=-1)
@@ -301,8 +320,10 @@ def given_up_after_many_deaths(world: World) -> None:
     [
         (killed_before_it_settled, {"killed": 2}),
         (charged_for_the_death_of_its_process, {"killed": 1}),
+        (killed_at_the_very_beginning, {}),
         (paused_past_its_lease, {"paused": 1}),
         (given_back_by_a_drain, {"given back": 1}),
+        (waited_for_newer_code, {}),
         (given_up_after_many_deaths, {"killed": 3}),
     ],
 )
@@ -314,6 +335,13 @@ def test_what_only_looks_wrong_is_not(looks: Callable[[World], None], repeated: 
     assert checked.findings == []
     more = {name: count - clean.get(name, 0) for name, count in checked.repeated.items()}
     assert {name: count for name, count in more.items() if count} == repeated
+
+
+def test_who_only_began_and_lived_is_no_excuse() -> None:
+    world = World()
+    killed_at_the_very_beginning(world)
+    world.forget(lambda fact: fact.what == "killed")
+    assert "innocent charged" in world.broken()
 
 
 def test_a_late_outcome_that_the_broker_accepted_is_found() -> None:

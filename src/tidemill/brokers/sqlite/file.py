@@ -168,7 +168,7 @@ def translate(path: str, error: sqlite3.Error | OSError) -> BrokerError:
     if isinstance(error, PermissionError) or base in ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM"):
         return StorageFull(
             f"{path} cannot be written ({error}). Nothing of this was stored; what was confirmed before is safe. "
-            "Check the permissions of the file and of its folder."
+            "Check the permissions of the file, of those beside it and of their folder."
         )
     if base in _NO_ROOM or (isinstance(error, OSError) and error.errno == 28):
         return StorageFull(

@@ -163,6 +163,7 @@ async def dead_letters_come_in_pages(place: Place) -> None:
     while page := await broker.dead_letters(after=pages[-1].number if pages else 0, limit=3):
         assert len(page) <= 3
         pages += page
+        assert len(pages) <= len(everything), "what comes after a number has come before"
     assert pages == everything
     assert await broker.dead_letters("reader.other", limit=2) == everything[5:7]
     assert await broker.dead_letters("reader.other", after=everything[6].number) == everything[7:]

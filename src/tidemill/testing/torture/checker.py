@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from ...broker import DeadLettered
+from ...errors import FutureVersion
 from ..history import Fact
 from .evidence import SECOND, Evidence, Process, Remains, Run
 from .plan import POISON, RAW, Kind, Plan, parts
@@ -20,6 +21,9 @@ from .steps import bodies
 
 SHOWN: Final = 5
 """Examples kept of each finding."""
+
+_WAITED: Final = FutureVersion.__name__
+"""What begins a line of a dead letter's history that is no attempt: the event waited for newer code."""
 
 CARELESS: Final = 0.005
 """The share of runs that may lose their lease in a process that was not paused: a busy machine is slow to renew."""
@@ -137,7 +141,7 @@ class _Checker:
             for letter in letters:
                 self._letter(kind, letter)
         elif letters:
-            if not self._explained(runs):
+            if not self._explained(subscription, identity, runs):
                 attempts = ", ".join(failure.error for failure in letters[0].history)
                 self.wrong("innocent given up", f"{identity} ({kind}) on {subscription}: {attempts}")
             for letter in letters:
@@ -150,16 +154,17 @@ class _Checker:
         what = f"{letter.message.id} ({kind}) on {letter.subscription}"
         if letter.message.body not in bodies(self.plan, *parts(letter.message.id)):
             self.wrong("bytes", f"the dead letter {what} has other bytes than were published")
-        attempts = [failure.attempt for failure in letter.history]
+        attempts = [failure.attempt for failure in letter.history if not failure.error.startswith(_WAITED)]
         if attempts != list(range(1, letter.attempts + 1)):
             self.wrong("dead letter history", f"{what} was given up at attempt {letter.attempts}; known: {attempts}")
         if letter.attempts > self.plan.attempts or (kind not in RAW and letter.attempts < self.plan.attempts):
             self.wrong("attempts", f"{what} was given up at attempt {letter.attempts} of {self.plan.attempts}")
 
-    def _explained(self, runs: list[Run]) -> bool:
+    def _explained(self, subscription: str, identity: str, runs: list[Run]) -> bool:
         """Whether each attempt of an innocent was one in which its process died, or one that its kind fails."""
         charged = {run.attempt for run in runs if self._charges(run)}
-        return charged >= set(range(1, self.plan.attempts + 1))
+        died = {attempt for name, event, attempt in self.evidence.begun if (name, event) == (subscription, identity)}
+        return charged | died >= set(range(1, self.plan.attempts + 1))
 
     def _charges(self, run: Run) -> bool:
         """Whether a run may have cost an attempt: it failed, its time was up, or its process died or lost it."""
@@ -228,8 +233,10 @@ class _Checker:
     def _attempt(self, before: list[Run], run: Run, remembered: int) -> None:
         if run.attempt <= remembered:
             self.wrong("attempts forgotten", f"{_told(run)}, though attempt {remembered} had failed")
-        if run.attempt > 1 and not any(each.attempt == run.attempt - 1 and self._charges(each) for each in before):
-            self.wrong("innocent charged", f"{_told(run)}, and no attempt {run.attempt - 1} had failed")
+        last = run.attempt - 1
+        died = (run.subscription, run.id, last) in self.evidence.begun
+        if last and not died and not any(each.attempt == last and self._charges(each) for each in before):
+            self.wrong("innocent charged", f"{_told(run)}, and no attempt {last} had failed")
 
     # ------------------------------------------------------------------ order
 

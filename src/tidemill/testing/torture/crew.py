@@ -74,7 +74,7 @@ class Crew:
 
     async def open(self) -> None:
         """Start everybody."""
-        await self.nursery.open(self.plan.mutant)
+        self.nursery.open(self.plan.mutant)
         self.began = time.time_ns()
         for place in self.places:
             await self._fill(place)
@@ -138,7 +138,7 @@ class Crew:
             url=self.url,
             log=str(self.log),
             consumes=place.consumes,
-            version=version if place.consumes or self.plan.future else 1,
+            version=version,
             serial=self._serial,
             began=self.began,
             left=left,
@@ -203,7 +203,8 @@ class Crew:
                 self.complaints.append(f"process {pid} was not ready within {PATIENCE:g} s")
                 await self._kill(pid, "who was not ready")
             return
-        os.kill(pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # an event may have ended it just now
+            os.kill(pid, signal.SIGTERM)
         try:
             status = await asyncio.wait_for(asyncio.shield(self._gone[pid]), PATIENCE)
         except TimeoutError:
@@ -237,7 +238,12 @@ class Crew:
             case FaultKind.PAUSE:
                 await self._pause_one(fault.roll)
             case FaultKind.DEPLOY:
-                await self.deploy(2 if all(place.version == 1 for place in self.places) else 1)
+                if all(place.version == 1 for place in self.places):
+                    await self.deploy(2)
+                else:
+                    await self.deploy(1)
+                    await self.deploy(2)
+                self.hits[FaultKind.DEPLOY] += 1
             case FaultKind.BURST:
                 await self._burst()
             case FaultKind.DISK_FULL:
@@ -289,8 +295,12 @@ class Crew:
             self._replace(place, self._gone[place.pid].result())
 
     async def deploy(self, version: int) -> None:
-        """Replace all processes by such of another version of the code, one after the other."""
-        for place in self.places:
+        """Replace all processes by such of another version of the code, one after the other.
+
+        In the order in which older code meets newer events: they are published before all consumers know them, and
+        some are left when consumers no longer do.
+        """
+        for place in self.places if version == 1 else reversed(self.places):
             await self._at_rest(place)
             if place.busy or place.pid is None:
                 place.version = version
@@ -310,7 +320,6 @@ class Crew:
                 place.pid = await self._spawn(place, version)
             self._unlock(place)
         self.tell("deployed", os.getpid(), text=f"version {version}")
-        self.hits[FaultKind.DEPLOY] += 1
 
     async def _burst(self) -> None:
         ready = await self._victim(False, 0.0, self.plan.publishers + 1, ready=True)

@@ -94,6 +94,8 @@ class Evidence:
         """By subscription and event, in the order they began."""
         self.without_run: list[Fact] = []
         """Settlements of what no handler ran."""
+        self.begun: set[tuple[str, str, int]] = set()
+        """Subscription, event and attempt of what was about to run when its process died, and maybe did."""
         self._read()
 
     def of(self, what: str) -> list[Fact]:
@@ -103,6 +105,7 @@ class Evidence:
     def _read(self) -> None:
         by_number: dict[tuple[int, int], Run] = {}
         settled: list[Fact] = []
+        begins: list[Fact] = []
         for fact in self.facts:
             match fact.what:
                 case "began":
@@ -113,6 +116,8 @@ class Evidence:
                 case "ended" | "failed" | "cut":
                     run = by_number[fact.pid, fact.run]
                     run.ended, run.how = fact.at, fact.what
+                case "begins":
+                    begins.append(fact)
                 case "acked" | "retried" | "dead" | "released" | "late":
                     settled.append(fact)
                 case _:
@@ -123,6 +128,9 @@ class Evidence:
                 self.without_run.append(fact)
             else:
                 found.settled = fact.what
+        for fact in begins:
+            if (fact.pid, fact.run) not in by_number and self.processes[fact.pid].how in ("killed", "exits"):
+                self.begun.add((fact.subscription, fact.id, fact.attempt))
         for runs in self.runs.values():
             for run in runs:
                 run.void = _is_void(run)

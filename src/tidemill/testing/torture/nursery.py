@@ -10,6 +10,7 @@ import asyncio
 import os
 import select
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,11 +23,17 @@ import msgspec
 
 from .worker import Job, run
 
+_NONE = 0
+"""What there is in place of a process id when no more will come."""
+
 _PROGRAM = "from tidemill.testing.torture.nursery import main; main()"
 
 
 class Nursery:
-    """The nursery, as seen by who started it."""
+    """The nursery, as seen by who started it.
+
+    Not by asyncio's subprocesses: to be cancelled while one of those starts can hang for ever (CPython 3.11).
+    """
 
     def __init__(self, errors: Path, ended: Callable[[int, int], object]) -> None:
         self._errors: IO[bytes] = errors.open("wb")
@@ -34,41 +41,61 @@ class Nursery:
         self._pids: asyncio.Queue[int] = asyncio.Queue()
         self._turn = asyncio.Lock()
         self._encode = msgspec.json.Encoder().encode
+        self._process: subprocess.Popen[bytes] | None = None
+        self._heard = bytearray()
 
-    async def open(self, mutant: str = "") -> None:
+    def open(self, mutant: str = "") -> None:
         """Start it."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            _PROGRAM,
-            mutant,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        process = self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, mutant],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=self._errors,
+            bufsize=0,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             start_new_session=True,  # Ctrl-C is for who started it
         )
-        self._listener = asyncio.create_task(self._listen())
+        assert process.stdout is not None
+        asyncio.get_running_loop().add_reader(process.stdout, self._listen, process.stdout.fileno())
 
     async def start(self, job: Job) -> int:
-        """Start a process. Its id."""
+        """Start a process. Its id. Raises `RuntimeError` where the nursery is no more."""
+        assert self._process is not None
         assert self._process.stdin is not None
         async with self._turn:
-            self._process.stdin.write(self._encode(job) + b"\n")
-            return await asyncio.wait_for(self._pids.get(), 20)
+            with suppress(BrokenPipeError):
+                self._process.stdin.write(self._encode(job) + b"\n")
+            pid = await self._pids.get()
+            if pid == _NONE:
+                self._pids.put_nowait(_NONE)
+                raise RuntimeError(f"the process that starts the others has ended. It said:\n{self._said()}")
+            return pid
+
+    def _said(self) -> str:
+        return Path(self._errors.name).read_text(errors="replace")[-2000:]
 
     async def close(self) -> None:
         """Kill everything in it, and the nursery with it."""
-        assert self._process.stdin is not None
-        with suppress(ProcessLookupError):
-            self._process.stdin.close()
-        await self._process.wait()
-        await self._listener
+        process = self._process
+        if process is not None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.close()
+            await asyncio.shield(self._over)
+            process.stdout.close()
+            process.wait()
         self._errors.close()
 
-    async def _listen(self) -> None:
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
+    def _listen(self, file: int) -> None:
+        chunk = os.read(file, 1 << 16)
+        if not chunk:
+            asyncio.get_running_loop().remove_reader(file)
+            self._over.set_result(None)
+            self._pids.put_nowait(_NONE)
+        self._heard += chunk
+        *lines, self._heard = self._heard.split(b"\n")
+        for line in lines:
             match line.decode().split():
                 case ["start", pid]:
                     self._pids.put_nowait(int(pid))

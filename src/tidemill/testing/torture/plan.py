@@ -95,6 +95,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds. Short, so that a pause of a few seconds outlasts it."""
     timeout: float = 0.8
     """Seconds a handler may take."""
+    longest: float = 0.008
+    """Seconds a healthy handler takes at most: enough to be killed in, short enough for hundreds a second."""
     attempts: int = 4
     seconds: float = 0.0
     """How long events are published and faults injected; 0: long enough for both."""
@@ -103,8 +105,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     shares: dict[Kind, float] = msgspec.field(default_factory=SHARES.copy)
     drain: float = 60.0
     """Seconds after the last fault within which everything has to be settled."""
-    future: bool = False
-    """Whether newer code publishes a newer version of the event, which older code must leave to newer code."""
     name: str = "torture"
     """What its service and its topic are called."""
     mutant: str = ""

@@ -51,6 +51,7 @@ def happenings(result: Result) -> list[tuple[str, str, str]]:
         ("handled again", f"{sum(checked.repeated.values()):,}", _listed(checked.repeated)),
         ("retried", f"{figures['retried']:,}", f"{figures['exits']:,} processes ended by an event"),
         ("given back", f"{figures['released']:,}", "by who drained, or waited behind a retry"),
+        ("met from the future", f"{figures['future']:,}", "events that waited for newer code"),
         ("refused as too late", f"{figures['late']:,}", "of who had lost the lease"),
         ("dead letters", f"{sum(checked.dead.values()):,}", _listed(checked.dead)),
         ("drained", "never" if result.drained is None else f"{result.drained:.1f} s", "after the last fault"),

@@ -26,6 +26,7 @@ from ...outcome import Ack, DeadLetter, Outcome, Release, Retry
 from ...runtime import run_until_signal
 from ...service import Service
 from ...stand_in import BrokerStandIn, FeedStandIn
+from ...telemetry import listen
 from ..history import Fact, Log
 from .plan import POISON, RAW, FaultKind, Kind, Plan, id_of, parts
 from .steps import code, message
@@ -38,9 +39,6 @@ NO_START: Final = 3
 
 BLOCK: Final = 0.3
 """Seconds for which the event loop is stopped: longer than any handler should, shorter than any timeout."""
-
-LONGEST: Final = 0.008
-"""Seconds a healthy handler takes at most: enough to be killed in, short enough for hundreds a second."""
 
 AHEAD: Final = 0.15
 """The share of all events that is published in bursts, all bursts together."""
@@ -98,6 +96,7 @@ async def consume(job: Job, log: Log) -> None:
         )(handlers.handle)
     for spec in service.handlers:
         spec.subscription = msgspec.structs.replace(spec.subscription, lease=plan.lease)
+    listen(lambda event, _: log.tell("future") if event == "delivery.future" else None)
     witness = Witness(connect(job.url, SystemClock()), log)
     await run_until_signal(
         [service],
@@ -148,7 +147,7 @@ class _Handlers:
             case Kind.BLOCKS:
                 time.sleep(BLOCK)  # noqa: ASYNC251  that is what it is for
             case _:
-                seconds = self._draw.uniform(-LONGEST, LONGEST)  # half of them wait for nothing
+                seconds = self._draw.uniform(-self._plan.longest, self._plan.longest)  # half of them wait for nothing
                 if seconds > 0:
                     await asyncio.sleep(seconds)
         if kind in POISON or (kind is Kind.FLAKY and ctx.attempt == 1):
@@ -178,11 +177,11 @@ class _WitnessedFeed(FeedStandIn):
         self._log = log
 
     def begin(self, delivery: Delivery) -> bool:
-        if not self.real.begin(delivery):
-            return False
         _WitnessedFeed._count += 1
         runs[id(delivery)] = _WitnessedFeed._count
-        return True
+        # Before it is so: of a process that is killed in between the broker knows that it had begun.
+        self._log.write([self._fact("begins", delivery)])
+        return self.real.begin(delivery)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         late = await self.real.settle(settlements)
@@ -193,6 +192,8 @@ class _WitnessedFeed(FeedStandIn):
                 for delivery, outcome in settlements
             ]
         )
+        for delivery, _ in settlements:
+            runs.pop(id(delivery), None)
         return late
 
     def _fact(self, what: str, delivery: Delivery) -> Fact:
@@ -204,7 +205,7 @@ class _WitnessedFeed(FeedStandIn):
             number=number,
             attempt=delivery.attempt,
             subscription=delivery.subscription,
-            run=runs.pop(id(delivery), 0),
+            run=runs.get(id(delivery), 0),
         )
 
 
