@@ -87,7 +87,7 @@ def test_a_blockage_is_reported_once_at_once_and_when_it_is_over(
     assert {thread for _, _, thread in heard.told} == {threading.get_ident()}
     [fields, _] = heard.of("loop.blocked")
     assert "in block_until: time.sleep(0.005)" in fields["stack"] or "assert time.monotonic()" in fields["stack"]
-    assert "asyncio" not in fields["stack"].replace("asyncio.run(main())", ""), "the frames of Python are left out"
+    assert "asyncio" not in fields["stack"], "the frames of Python, and what runs the loop, are left out"
     assert all(fields["seconds"] >= 0.2 for fields in heard.of("loop.unblocked"))
 
 

@@ -193,10 +193,10 @@ def _describe(frame: FrameType) -> str:
 
 
 def _frames(thread: int) -> list[FrameType]:
-    """The frames a thread is in, outermost first."""
+    """The frames a thread is in, outermost first, from what the event loop runs: whatever runs the loop is no news."""
     frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]  documented, for this purpose
     found: list[FrameType] = []
-    while frame is not None:
+    while frame is not None and frame.f_code is not _RUN:
         found.append(frame)
         frame = frame.f_back
     return found[::-1]
@@ -212,6 +212,7 @@ def _delivery(frames: list[FrameType]) -> Delivery | None:
     return None
 
 
+_RUN = asyncio.Handle._run.__code__  # pyright: ignore[reportPrivateUsage]  what calls every callback and task
 _TIDEMILL = f"{Path(__file__).parent}{os.sep}"
 
 _FOREIGN = (

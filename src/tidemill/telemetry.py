@@ -18,7 +18,7 @@
 | `chaos.enabled` | warning | faults happen on purpose: `$TIDEMILL_CHAOS` is set | probability, seed |
 | `subscription.orphaned` | warning | a durable subscription with a backlog has no handler | subscription, backlog |
 | `loop.blocked` | warning | the event loop stands still; the handler in its way, if it is one, and where it is | seconds, subscription, message, stack |
-| `loop.unblocked` | warning | it goes on, after having stood still (by whatever, SIGSTOP too) for so long | seconds |
+| `loop.unblocked` | warning | it goes on, after having stood still (by whatever, SIGSTOP too) for at least so long | seconds |
 | `loop.stuck` | error | it has stood still for longer than any timeout; `tidemill run` ends | seconds, subscription, message, stack |
 | `drain.overdue` | error | a drain took 15 seconds longer than its grace; `tidemill run` ends. For how long the loop has stood still, and where | seconds, subscription, message, stack |
 

@@ -1,0 +1,124 @@
+"""Processes of two versions of a service on one file, as in a rolling deployment: one handler, of which the newer code
+takes an event that the older code does not know."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from waiting import wait_until
+
+from tidemill import Service, Topic, event
+
+parcels = Topic("parcels", key="parcel")
+
+
+@event("parcel.sent", topic=parcels)
+class ParcelSent:
+    parcel: str
+
+
+@event("parcel.lost", topic=parcels)
+class ParcelLost:
+    parcel: str
+
+
+PARCELS = [f"p{number}" for number in range(60)]
+
+
+class Versions:
+    """A file, and what services of the older and of the newer code have handled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"sqlite:///{folder / 'parcels.db'}"
+        self.by_old: list[str] = []
+        self.by_new: list[str] = []
+
+    def old(self) -> Service[None]:
+        service: Service[None] = Service("depot")
+
+        @service.on(ParcelSent, name="note")
+        async def note(event: ParcelSent) -> None:
+            self.by_old.append(f"sent {event.parcel}")
+
+        return service
+
+    def new(self) -> Service[None]:
+        service: Service[None] = Service("depot")
+
+        @service.on(ParcelSent, ParcelLost, name="note")
+        async def note(event: ParcelSent | ParcelLost) -> None:
+            self.by_new.append(f"{'sent' if isinstance(event, ParcelSent) else 'lost'} {event.parcel}")
+
+        return service
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> Versions:
+    return Versions(tmp_path)
+
+
+def test_both_versions_handle_what_both_know(versions: Versions) -> None:
+    old, new = versions.old(), versions.new()
+
+    async def main() -> None:
+        async with old.running(versions.url), new.running(versions.url):
+            await new.publish_many(ParcelSent(parcel) for parcel in PARCELS)
+            await wait_until(lambda: len(versions.by_old) + len(versions.by_new) == len(PARCELS))
+            assert sorted(versions.by_old + versions.by_new) == sorted(f"sent {parcel}" for parcel in PARCELS)
+
+    asyncio.run(main())
+
+
+def test_a_new_event_published_once_the_older_code_is_gone_is_handled(versions: Versions) -> None:
+    old, new = versions.old(), versions.new()
+
+    async def main() -> None:
+        async with new.running(versions.url):
+            async with old.running(versions.url):
+                await new.publish(ParcelSent("p0"))
+                await wait_until(lambda: versions.by_old or versions.by_new)
+            await new.publish_many(ParcelLost(parcel) for parcel in PARCELS)
+            expected = {f"lost {parcel}" for parcel in PARCELS}
+            await wait_until(lambda: expected <= set(versions.by_new))
+
+    asyncio.run(main())
+
+
+def test_a_new_event_with_a_handler_of_its_own_is_handled_while_older_code_runs(versions: Versions) -> None:
+    """What the guarantees recommend."""
+    old, new = versions.old(), versions.old()
+    lost: list[str] = []
+
+    @new.on(ParcelLost)
+    async def search(event: ParcelLost) -> None:
+        lost.append(event.parcel)
+
+    async def main() -> None:
+        async with old.running(versions.url), new.running(versions.url):
+            await new.publish_many(ParcelLost(parcel) for parcel in PARCELS)
+            await wait_until(lambda: sorted(lost) == sorted(PARCELS))
+
+    asyncio.run(main())
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="the older code passes the new event by, in the slots it holds"
+)
+def test_a_new_event_published_while_older_code_runs_is_handled(versions: Versions) -> None:
+    old, new = versions.old(), versions.new()
+
+    async def main() -> None:
+        async with new.running(versions.url):
+            async with old.running(versions.url):
+                await new.publish_many(ParcelSent(parcel) for parcel in PARCELS)
+                # Each has its share of the slots.
+                await wait_until(lambda: len(versions.by_old) + len(versions.by_new) == len(PARCELS))
+                await new.publish_many(ParcelLost(parcel) for parcel in PARCELS)
+                await new.publish_many(ParcelSent(f"{parcel}-after") for parcel in PARCELS)
+                await wait_until(lambda: sum("after" in each for each in versions.by_old + versions.by_new) == 60)
+            expected = {f"lost {parcel}" for parcel in PARCELS}
+            await wait_until(lambda: expected <= set(versions.by_new), seconds=3)
+
+    asyncio.run(main())
