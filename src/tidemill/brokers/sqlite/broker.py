@@ -40,6 +40,7 @@ from .appending import append, schedule
 from .bell import Bell
 from .feed import SqliteFeed
 from .file import WriteLock, connect, path_of, prepare, real_path, translated
+from .journal import Begun
 from .live import Life
 from .resolving import resolve
 from .retention import Retention
@@ -182,15 +183,15 @@ class SqliteBroker:
         now = time.monotonic()
         jobs: list[tuple[Job, Done]] = []
         for feed in tuple(self._feeds):
-            if not feed.is_stuck and now - self._renewed.get(feed.owner, 0.0) >= feed.spec.lease / 3:
-                jobs.append((feed.renew, partial(self._renew, feed, now)))
+            if not feed.lease.is_let_go and now - self._renewed.get(feed.owner, 0.0) >= feed.spec.lease / 3:
+                jobs.append((feed.lease.renew, partial(self._renew, feed, now)))
         if self._retention.due():
             jobs.append((self._retention.purge, lambda _: None))
         return jobs
 
     def _renew(self, feed: SqliteFeed, began: float, until: int) -> None:
         self._renewed[feed.owner] = began  # not before: what failed is tried again with the next beat
-        feed.renewed(until)
+        feed.lease.renewed(until)
 
     # --------------------------------------------------------------- waiting
 
@@ -347,7 +348,8 @@ class SqliteBroker:
                     f"subscription {spec.name!r} exists in {self.path} on topic {known[1]!r}, not {topic!r}. Its "
                     "backlog belongs to that topic: give the handler another name with @service.on(..., name=...)."
                 )
-            connection.execute(SQL["update_subscription"], (types, spec.ordered, known[0]))
+            facts = {"types": types, "ordered": spec.ordered, "subscription": known[0]}
+            connection.execute(SQL["update_subscription"], facts)
             return
         connection.execute(SQL["add_topic"], (topic, None, 7 * 86400.0))
         number = connection.execute(SQL["find_topic"], (topic,)).fetchone()[0]
@@ -371,10 +373,12 @@ class SqliteBroker:
         if found is None:
             raise ConfigurationError(f"subscription {subscription.name!r} is not declared in {self.path}.")
         number = next(self._numbers)
-        owner = f"{self._life.token}.{number}"
-        feed = SqliteFeed(self, subscription, found[0], found[2], owner, number, self._life.journal)
+        owner, begun = f"{self._life.token}.{number}", Begun(self._life.journal, number)
+        feed = SqliteFeed(self, subscription, found[0], found[2], owner, begun)
         feed.touched = found[3]
         self._renewed[owner] = time.monotonic()
+        if self._writer is not None:
+            self._writer.keep(subscription.lease)
         self._feeds.append(feed)
         try:
             await feed.share_out()
@@ -409,8 +413,7 @@ class SqliteBroker:
                 self._life.bury(token)
 
     def _is_known(self, token: str) -> bool:
-        known: int = self.reader.execute(SQL["is_known"], {"token": token}).fetchone()[0]
-        return known != 0
+        return bool(self.reader.execute(SQL["is_known"], {"token": token}).fetchone()[0])
 
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Have the event loop call something, from the writer's thread."""
@@ -449,7 +452,6 @@ class SqliteBroker:
         self, look: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs
     ) -> T:
         """Run what reads much, as counting a long backlog does, beside the event loop."""
-
         if not self._open:
             raise BrokerError(f"{self.path} is not open. Connect again.")
 

@@ -7,10 +7,12 @@ Runs in the transaction that takes the consumer's slots away, so that it happens
 from __future__ import annotations
 
 import sqlite3
+from typing import Any
 
 from ...message import Failure
-from .rows import NEVER, pack_history, unpack_history
+from .rows import NEVER, encode, pack_history, unpack_history
 from .sql import SQL
+from .wanted import wanted
 
 REASON = "ProcessDied: the process that ran the handler ended, or stood still until its lease was over"
 
@@ -38,7 +40,9 @@ def charge(connection: sqlite3.Connection, subscription: int, owner: str, runnin
             ahead[found[0]] = max(seq, ahead.get(found[0], 0))
     for slot, last in ahead.items():
         # An exception has to lie behind its slot's position. So it moves, and what lies between is open, uncharged.
-        between = {"subscription": subscription, "slot": slot, "position": slots[slot], "last": last}
+        types = wanted(connection, subscription)
+        between: dict[str, Any] = {"subscription": subscription, "slot": slot, "position": slots[slot], "last": last}
+        between["types"] = encode(sorted(types)).decode() if isinstance(types, frozenset) else None
         execute(SQL["open_up_to"], between)
         execute(SQL["move_position"], {"subscription": subscription, "slot": slot, "position": last})
     for seq, attempt in mine:

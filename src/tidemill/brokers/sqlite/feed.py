@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -20,12 +19,15 @@ from ...errors import BrokerError
 from ...message import Delivery
 from ...outcome import RELEASE, Ack
 from .file import translate
-from .journal import Begun, Journal
-from .rows import encode, slot_of, to_message, unpack_history
+from .journal import Begun
+from .lease import Lease
+from .resolving import resolved_since
+from .rows import encode, slot_of, to_delivery, to_message
 from .settling import Plan
 from .sharing import Member, share_out
 from .slots import Slots
 from .sql import SQL
+from .wanted import LATER, wanted
 from .writer import Unconfirmed
 
 if TYPE_CHECKING:
@@ -45,36 +47,30 @@ class SqliteFeed:
     """See `tidemill.broker.Feed`. Its lease is renewed by the writer's thread, whatever the event loop does."""
 
     def __init__(
-        self,
-        broker: SqliteBroker,
-        spec: Subscription,
-        subscription: int,
-        topic: int,
-        owner: str,
-        number: int,
-        journal: Journal,
+        self, broker: SqliteBroker, spec: Subscription, subscription: int, topic: int, owner: str, begun: Begun
     ) -> None:
         self.spec = spec
         self.subscription = subscription
         self.owner = owner
-        self._me = Member(subscription, owner, round(spec.lease * 1e9), broker, broker.clock.now)
-        self._begun = Begun(journal, number)
-        self.end = self._begun.end
-        self._until = 0
+        types = None if spec.types is None else encode(spec.types).decode()
+        self._me = Member(subscription, owner, round(spec.lease * 1e9), types, broker, broker.clock.now)
+        self._begun = begun
+        self.end = begun.end
+        self.lease = Lease(self._me, broker.call_soon, self._thought_dead)
+        self.let_go = self.lease.let_go
         self._watcher: FeedWatcher | None = None
         self.paused = False
-        self.is_stuck = False  # then the lease is not renewed
         self.generation = -1
+        # Up to which decision about dead letters it has looked at what waits, and whether there are later ones.
         self.touched = 0
-        """Up to which decision about dead letters it has looked at what waits."""
         self.disturbed = False
-        """Whether dead letters were replayed or discarded since."""
         self.stale = False
         """Whether consumers or slots changed, so that slots are to be shared out again."""
         self.next_due: int | None = 0
         self._broker = broker
         self._topic = topic
         self._types = None if spec.types is None else frozenset(spec.types)
+        self._wanted: Container[str] = ()
         self._ordered = spec.ordered
         self._slots = Slots()
         # Whether `_open` is out of order: slots were taken over, and what was older in them than what was open.
@@ -85,7 +81,8 @@ class SqliteFeed:
         self._unsure: set[int] = set()
         self._extra: dict[int, Delivery] = {}
         self._blocked: dict[str, int] = {}
-        self._parked: list[Delivery] = []
+        self._parked: list[Settlement] = []
+        self._held: set[str] = set()  # the keys of those that newer code has to take
         self._skipped = 0
         self._more = False
         self._closed = False
@@ -132,7 +129,7 @@ class SqliteFeed:
         self._more = False
         taken: list[Delivery] = []
         # Without a lease, as far as is known here, the events may be another's: the next renewal tells.
-        if not self._slots.mask or self._closed or self.paused or self._departing or time.monotonic_ns() >= self._until:
+        if not self._slots.mask or self._closed or self.paused or self._departing or self.lease.is_over:
             return taken
         try:
             now = self._broker.clock.now()
@@ -164,13 +161,11 @@ class SqliteFeed:
                 full = True
                 break
             max_bytes -= size
-            message = to_message(row, self.spec.topic)
-            history = unpack_history(row[14])
-            delivery = Delivery(message, self.spec.name, row[13] + 1, seq, history, row[1], died=row[15] != 0)
-            self._extra[seq] = delivery
-            if self._ordered and message.key is not None:
-                self._count_blocked(message.key, -1)
-            taken.append(delivery)
+            delivery = self._extra[seq] = to_delivery(row, self.spec)
+            key = self._key(delivery)
+            if key is not None:
+                self._count_blocked(key, -1)
+            self._hand_out(delivery, taken, waits=key in self._held)
         rows.close()
         if full or seen == most:
             self.next_due = 0
@@ -183,16 +178,31 @@ class SqliteFeed:
         end = reader.execute(SQL["last_seq"]).fetchone()[0]
         if end <= self._slots.frontier:
             return
+        if self._types is None:
+            self._read_events(taken, limit, max_bytes, end)
+            return
+        # In one moment with what is wanted: nothing that was published after that changed is passed by.
+        reader.execute("begin")
+        try:
+            if reader.execute(SQL["generation"], (self.subscription,)).fetchone()[0] == self.generation:
+                self._read_events(taken, limit, max_bytes, end)
+            else:
+                self._more = self.stale = True
+        finally:
+            reader.execute("commit")
+
+    def _read_events(self, taken: list[Delivery], limit: int, max_bytes: int, end: int) -> None:
         parameters = {"topic": self._topic, "after": self._slots.frontier, "slots": self._slots.mask, "most": limit}
-        rows = reader.execute(SQL["next_events"], parameters)
+        rows = self._broker.reader.execute(SQL["next_events"], parameters)
         topic, name, types, fetched = self.spec.topic, self.spec.name, self._types, self._slots.fetched
-        opened, ordered = self._open, self._ordered
+        opened, ordered, blocked, held = self._open, self._ordered, self._blocked, self._held
         last, seen, cut = self._slots.frontier, 0, False
         try:
             for row in rows:
                 seq = row[0]
                 seen += 1
-                if (fetched and seq <= fetched.get(row[1], 0)) or (types is not None and row[4] not in types):
+                known = types is None or row[4] in types
+                if (fetched and seq <= fetched.get(row[1], 0)) or not (known or row[4] in self._wanted):
                     last = seq
                     self._skipped += 1
                     continue
@@ -204,10 +214,11 @@ class SqliteFeed:
                 message = to_message(row, topic)
                 delivery = opened[seq] = Delivery(message, name, 1, seq, (), row[1])
                 last = seq
-                if ordered and self._blocked and (key := message.key) is not None and key in self._blocked:
-                    self._parked.append(delivery)  # an earlier event of its key waits: so does this one
-                else:
+                if known and not (ordered and (blocked or held)):
                     taken.append(delivery)
+                else:
+                    key = self._key(delivery)
+                    self._hand_out(delivery, taken, waits=key in blocked or key in held)
         except sqlite3.Error:
             self._slots.frontier = last
             raise
@@ -221,12 +232,10 @@ class SqliteFeed:
     async def _look_anew(self) -> None:
         """See what waits now that dead letters were replayed or discarded."""
         async with self._turn:  # nothing is being recorded meanwhile, so that the file and what is known here agree
-            reader = self._broker.reader
-            held = encode([*self._open, *self._extra])
-            parameters = {"subscription": self.subscription, "since": self.touched, "held": held}
             try:
-                touched = reader.execute(SQL["touched"], (self.subscription,)).fetchone()[0]
-                counts = reader.execute(SQL["touched_keys"], parameters).fetchall()
+                touched, counts = resolved_since(
+                    self._broker.reader, self.subscription, self.touched, [*self._open, *self._extra]
+                )
             except sqlite3.Error as error:
                 raise translate(self._broker.path, error) from error
             for key, count in counts:
@@ -237,14 +246,27 @@ class SqliteFeed:
             self.disturbed = False
             self.next_due = 0
 
+    def _hand_out(self, delivery: Delivery, taken: list[Delivery], *, waits: bool) -> None:
+        """Give it to the consumer, unless an earlier event of its key waits, or newer code has to take it."""
+        type = delivery.message.type
+        if waits and self._key(delivery) is not None:
+            self._parked.append((delivery, RELEASE))
+        elif self._types is None or type in self._types or type not in self._wanted:
+            taken.append(delivery)
+        else:
+            self._parked.append((delivery, LATER))
+            if (key := self._key(delivery)) is not None:
+                self._held.add(key)
+
     async def _park(self) -> None:
         parked, self._parked = self._parked, []
         try:
             # To the end, even where the fetch is cancelled, as a drain does: what is written must be known here.
-            await asyncio.shield(self._record([(delivery, RELEASE) for delivery in parked]))
+            await asyncio.shield(self._record(parked))
         except BaseException:
             self._parked = [*parked, *self._parked]
             raise
+        self._held.clear()  # they are exceptions now, and block their keys as such
 
     async def _record_skipped(self) -> None:
         async with self._turn:
@@ -258,7 +280,7 @@ class SqliteFeed:
 
     def begin(self, delivery: Delivery) -> bool:
         seq = delivery.position
-        if time.monotonic_ns() >= self._until or (self._open.get(seq) or self._extra.get(seq)) is not delivery:
+        if self.lease.is_over or (self._open.get(seq) or self._extra.get(seq)) is not delivery:
             return False
         self._begun.begin(delivery)
         return True
@@ -360,8 +382,7 @@ class SqliteFeed:
             self._sooner(0)
 
     def _sooner(self, due: int) -> None:
-        if self.next_due is None or due < self.next_due:
-            self.next_due = due
+        self.next_due = due if self.next_due is None else min(due, self.next_due)
 
     def _count_blocked(self, key: str, change: int) -> None:
         count = self._blocked.get(key, 0) + change
@@ -380,7 +401,7 @@ class SqliteFeed:
         except BaseException:
             self.stale = True
             raise
-        self._until = shared.until
+        self.lease.until = shared.until
         self._broker.bury(shared.gone)
         self._drop({slot for slot, epoch in self._slots.held.items() if shared.held.get(slot, (-1, 0))[0] != epoch})
         taken = {slot: held for slot, held in shared.held.items() if slot not in self._slots.held}
@@ -406,14 +427,8 @@ class SqliteFeed:
             if not idle:
                 return
 
-            def free(connection: sqlite3.Connection) -> None:
-                mine = {"subscription": self.subscription, "owner": self.owner}
-                for slot, position in idle.items():
-                    connection.execute(SQL["free_slots"], {**mine, "slot": slot, "position": position})
-                connection.execute(SQL["changed"], (self.subscription,))
-
             try:
-                await self._broker.write(free, ring=True)
+                await self._broker.write(partial(self._me.give_up, idle), ring=True)
             except BaseException:
                 self.stale = True  # nobody reads them until they are given up: try again soon
                 raise
@@ -431,29 +446,11 @@ class SqliteFeed:
                 self.end(lost[-1])
                 self._gaps.discard(seq)
                 self._unsure.discard(seq)
-        self._parked = [delivery for delivery in self._parked if delivery.token not in slots]
+        self._parked = [each for each in self._parked if each[0].token not in slots]
         for key in [key for key in self._blocked if slot_of(key) in slots]:
             del self._blocked[key]
         if lost and self._watcher is not None and not self._closed:
             self._watcher.lost(lost)
-
-    def renew(self, connection: sqlite3.Connection) -> int:
-        """Say that this consumer lives. Runs in the writer's thread."""
-        return self._me.renew(connection)
-
-    def renewed(self, until: int) -> None:
-        """That is recorded, or it was too late. In the writer's thread too: a blocked event loop keeps its lease."""
-        if until:
-            self._until = until
-        else:
-            self._broker.call_soon(self._thought_dead)
-
-    def let_go(self) -> None:
-        self.is_stuck = True
-        self._broker.call_soon(self._lives_again)
-
-    def _lives_again(self) -> None:
-        self.is_stuck = False  # the next renewal tells whether anybody has taken over
 
     def _thought_dead(self) -> None:
         # It stood still for longer than its lease: its slots are another's, or will be.
@@ -467,6 +464,8 @@ class SqliteFeed:
         if generation != self.generation:
             self.generation = generation
             self.stale = True
+            if self._types is not None:
+                self._wanted = wanted(self._broker.reader, self.subscription)
         if touched != self.touched:
             self.disturbed = True
         if paused != self.paused:

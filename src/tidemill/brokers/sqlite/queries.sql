@@ -71,7 +71,7 @@ insert into tidemill_exception (subscription, seq, slot, key, attempts, due, his
 select s.id, l.seq, l.slot, case when s.ordered then l.key end, 0, null, null
 from tidemill_subscription s join tidemill_log l on l.topic = s.topic
 where s.id = :subscription and l.seq > :position and l.seq <= :last and l.slot = :slot
-  and (s.types is null or l.type in (select value from json_each(s.types)))
+  and (:types is null or l.type in (select value from json_each(:types)))
 on conflict do nothing
 
 -- name: move_position
@@ -167,7 +167,7 @@ where (r.n < :before or :before is null)
 order by r.n desc limit :most
 
 -- name: join
-insert into tidemill_consumer (subscription, owner, lease) values (?, ?, ?)
+insert into tidemill_consumer (subscription, owner, lease, types) values (?, ?, ?, ?)
 on conflict (subscription, owner) do update set lease = excluded.lease
 
 -- name: renew
@@ -249,7 +249,13 @@ insert into tidemill_subscription (name, topic, types, ordered, first) values (?
 insert into tidemill_slot (subscription, slot, position) values (?, ?, ?)
 
 -- name: update_subscription
-update tidemill_subscription set types = ?, ordered = ? where id = ?
+-- Consumers look again at what is wanted where the types are others.
+update tidemill_subscription set generation = generation + (types is not :types), types = :types, ordered = :ordered
+where id = :subscription
+
+-- name: wanted
+select types from tidemill_consumer where subscription = :subscription
+union select types from tidemill_subscription where id = :subscription
 
 -- name: rename_subscription
 update tidemill_subscription set name = ? where id = ?

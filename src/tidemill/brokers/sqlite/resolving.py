@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ...broker import Resolve
 from .inspection import is_in
+from .rows import encode
 from .sql import SQL
 
 
@@ -38,3 +39,14 @@ def resolve(
     for subscription in touched:
         execute(SQL["touch"], (subscription,))
     return resolved
+
+
+def resolved_since(
+    reader: sqlite3.Connection, subscription: int, since: int, held: Sequence[int]
+) -> tuple[int, list[tuple[str, int]]]:
+    """What decisions after number `since` have changed: the last one's number, and of each key that they were about how
+    many of its events are exceptions now, those with the positions in `held` left out.
+    """
+    parameters = {"subscription": subscription, "since": since, "held": encode(held)}
+    last: int = reader.execute(SQL["touched"], (subscription,)).fetchone()[0]
+    return last, reader.execute(SQL["touched_keys"], parameters).fetchall()

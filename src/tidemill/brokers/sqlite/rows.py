@@ -7,7 +7,8 @@ from zlib import crc32
 
 import msgspec
 
-from ...message import Failure, Message
+from ...broker import Subscription
+from ...message import Delivery, Failure, Message
 
 SLOTS = 32
 """What the keys of a topic are divided into. A slot belongs to one consumer at a time, so this is also how many
@@ -72,6 +73,12 @@ def to_message(row: tuple[Any, ...], topic: str) -> Message:
         row[11] or JSON,
         _extensions(row[12]) if row[12] is not None else {},
     )
+
+
+def to_delivery(row: tuple[Any, ...], spec: Subscription) -> Delivery:
+    """The delivery in a row of `due_exceptions`."""
+    message, history = to_message(row, spec.topic), unpack_history(row[14])
+    return Delivery(message, spec.name, row[13] + 1, row[0], history, row[1], died=row[15] != 0)
 
 
 def pack_history(history: tuple[Failure, ...]) -> bytes | None:

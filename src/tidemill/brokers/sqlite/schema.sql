@@ -71,6 +71,7 @@ create table tidemill_consumer (
     owner         text not null,
     lease         integer not null,           -- the machine's monotonic clock, nanoseconds
     leaving       integer not null default 0, -- it gives its slots away, and takes none
+    types         text,                       -- JSON array of the event types its code takes; null: all
     primary key (subscription, owner)
 ) without rowid;
 

@@ -37,6 +37,8 @@ class Member(msgspec.Struct, frozen=True):
     owner: str
     lease: int
     """In nanoseconds."""
+    types: str | None
+    """What its code takes, as stored."""
     others: Others
     now: Callable[[], int]
     """The time of day."""
@@ -62,6 +64,13 @@ class Member(msgspec.Struct, frozen=True):
         until = time.monotonic_ns() + self.lease
         renewed = connection.execute(SQL["renew"], (until, self.subscription, self.owner)).rowcount > 0
         return until if renewed else 0
+
+    def give_up(self, idle: dict[int, int], connection: sqlite3.Connection) -> None:
+        """Let go of slots of which nothing is in flight: slot -> position up to which it was fetched."""
+        mine = {"subscription": self.subscription, "owner": self.owner}
+        for slot, position in idle.items():
+            connection.execute(SQL["free_slots"], {**mine, "slot": slot, "position": position})
+        connection.execute(SQL["changed"], (self.subscription,))
 
     def begin_to_leave(self, connection: sqlite3.Connection) -> None:
         """Have the others take what this one gives up, at once."""
@@ -113,7 +122,7 @@ def share_out(member: Member, known: dict[int, int], connection: sqlite3.Connect
         del leases[owner]
         changed = True
     until = leases[me] = now + member.lease
-    execute(SQL["join"], (subscription, me, until))
+    execute(SQL["join"], (subscription, me, until, member.types))
     staying = sorted(leases.keys() - leaving)
     share = 0
     if me in staying:

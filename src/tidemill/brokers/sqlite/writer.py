@@ -22,7 +22,7 @@ Done: TypeAlias = Callable[[Any], object]
 """What is called with a job's result, in the writer's thread, after the commit; not where it failed."""
 
 BEAT = 0.5
-"""Seconds between two beats: when the thread, on its own, renews leases and looks after the file."""
+"""Most seconds between two beats: when the thread, on its own, renews leases and looks after the file."""
 
 MOST_JOBS = 256
 """Jobs in one transaction, so that no commit makes the others wait for long."""
@@ -52,7 +52,8 @@ class Writer:
         self._beat = beat
         self._loop = asyncio.get_running_loop()
         self._jobs: deque[tuple[Job, asyncio.Future[Any] | Done]] = deque()
-        self._held_up = (0.0, 0.0)
+        self._every = BEAT
+        self._held_up = (time.monotonic(), math.inf)  # nothing is known of what was before
         self._wanted = threading.Event()
         self._closing = False
         self._refusal = f"{path} is closed; nothing was stored. Connect again."
@@ -83,11 +84,17 @@ class Writer:
         await self._loop.run_in_executor(None, self._thread.join, END_WITHIN)
         return not self._thread.is_alive()
 
+    def keep(self, lease: float) -> None:
+        """Beat often enough for a lease of so many seconds: a twelfth of it must not matter."""
+        self._every = min(self._every, lease / 12)
+
     def is_calm(self, lease: float) -> bool:
-        """Whether no writer had to wait lately for so long that it may have missed to renew a lease of `lease` seconds:
-        it does so at each third of it."""
+        """Whether no writer had to wait lately for so long that it may have missed to renew a lease of `lease` seconds.
+
+        Leases are renewed at each third, so it takes two thirds for one to end, of which this one has noticed a sixth.
+        """
         at, waited = self._held_up
-        return waited < lease / 6 or time.monotonic() - at > CALM
+        return waited < lease / 8 or time.monotonic() - at > CALM
 
     def _note(self, waited: float) -> None:
         at, longest = self._held_up
@@ -103,10 +110,13 @@ class Writer:
         connection: sqlite3.Connection | None = None
         beaten = 0.0
         while True:
-            self._wanted.wait(BEAT)
+            self._wanted.wait(self._every)
             self._wanted.clear()
-            if time.monotonic() - beaten >= BEAT and not self._closing:
-                beaten = time.monotonic()
+            now = time.monotonic()
+            if now - beaten >= self._every and not self._closing:
+                if beaten and now - beaten > 2 * self._every:
+                    self._note(now - beaten)  # it stood still itself
+                beaten = now
                 self._jobs.extend(self._beat())
             while self._jobs:
                 batch = [self._jobs.popleft() for _ in range(min(len(self._jobs), MOST_JOBS))]
