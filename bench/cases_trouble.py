@@ -23,6 +23,7 @@ PUBLISH_PENDING = f"{sqlite.PUBLISH_MANY}, delays pending"
 CONSUME_PENDING = f"{sqlite.CONSUME_OTHER}, delays pending"
 IDLE_PENDING = f"{sqlite.IDLE}, delays pending"
 DUE = "sqlite delays that end, others pending"
+RETRIED = "sqlite retries that are due, others pending"
 DRAIN = "sqlite drain, 16 running for 0.5 s"
 
 PENDING = 100_000
@@ -81,6 +82,22 @@ async def _due(count: int) -> Figures:
             return {"p50 ms": said["p50 ms"], "p99 ms": said["p99 ms"]}
 
 
+async def _retried(count: int) -> Figures:
+    """How late retries are, each a second after its event failed, while many others wait for an hour."""
+    tally = Tally()
+    with folder() as place:
+        path = place / "log.db"
+        await sqlite.prepare(path, count * PENDING // 1000)
+        async with (
+            running(path, tally, consume=False),
+            child("measure_ages", url=url(path), count=count, postpone=1.0) as other,
+        ):
+            await other.hear()
+            await publish_at_rate(tally.service, OrderPlaced, count, PER_SECOND)
+            said = await other.hear()
+            return {"p50 ms": said["p50 ms"], "p99 ms": said["p99 ms"]}
+
+
 async def _drain(count: int) -> Figures:
     """Two processes share a backlog, of which one has handlers that take their time. It is stopped in the middle.
 
@@ -131,5 +148,6 @@ def cases() -> list[Case]:
         Case(CONSUME_PENDING, pending, lambda count: run(sqlite.consume_there, pending=2 * count)(count), events),
         Case(IDLE_PENDING, pending, run(sqlite.idle, pending=PENDING), 60, fixed=True),
         Case(DUE, pending, run(_due), 1000),
+        Case(RETRIED, pending, run(_retried), 1000),
         Case(DRAIN, "SQLite: drain", run(_drain), 2000, fixed=True),
     ]

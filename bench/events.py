@@ -99,7 +99,8 @@ class Tally:
 
     policies  whether the handler has every policy there is, a middleware, and somebody who listens to telemetry.
     fails     the customer whose events fail at each attempt. They are counted in `failed`.
-    postpone  seconds after which each event asks to come again.
+    postpone  seconds after which each event asks to come again. With `ages` it does so once, and its age is how late
+              it came.
     nap       seconds that it takes to handle an event that is not express.
     """
 
@@ -126,7 +127,19 @@ class Tally:
         if postpone is not None:
             options["circuit"] = None
         declare = self.service.on(self.cls, name="count", concurrency=concurrency, **options)
-        if postpone is not None:
+        if postpone is not None and ages is not None:
+            asked: dict[str, float] = {}
+
+            @declare
+            async def come_again_once(event: Any) -> None:
+                now = time.monotonic()
+                if event.order_id not in asked:
+                    asked[event.order_id] = now + postpone
+                    raise RetryAfter(postpone)
+                ages.append(now - asked[event.order_id])
+                self.seen += 1
+
+        elif postpone is not None:
 
             @declare
             async def come_again(event: Any) -> None:

@@ -39,5 +39,6 @@ COMPARISONS = [
     Comparison(trouble.IDLE_PENDING, "% of a core", at_most=1),
     Comparison(trouble.IDLE_PENDING, "opening ms", sqlite.IDLE),
     Comparison(trouble.DUE, "p99 ms", at_most=50),
+    Comparison(trouble.RETRIED, "p99 ms", at_most=50),
     Comparison(trouble.DRAIN, "rest ms", at_most=1000),
 ]
