@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import cases_dispatch, cases_memory, cases_sqlite, places, report
+from . import cases_dispatch, cases_memory, cases_sqlite, cases_trouble, places, report
 from .measure import Case, measure
 from .targets import COMPARISONS
 
-CASES = [*cases_memory.cases(), *cases_dispatch.cases(), *cases_sqlite.cases()]
+CASES = [*cases_memory.cases(), *cases_dispatch.cases(), *cases_sqlite.cases(), *cases_trouble.cases()]
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tidemill import Message
-from tidemill.broker import Settlement
+from tidemill.broker import FeedWatcher, Settlement
 from tidemill.clock import SystemClock
 from tidemill.cloudevents import from_binary, to_binary
 from tidemill.codec import to_message
@@ -53,6 +53,8 @@ class StandIn:
         self._never = asyncio.get_running_loop().create_future()
         self.acknowledged = 0
 
+    def watch(self, watcher: FeedWatcher) -> None: ...
+
     async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
         raw, parse = self._raw, self._parse
         if not raw:
@@ -63,11 +65,18 @@ class StandIn:
             deliveries.append(Delivery(parse(message), "bench.count", 1, position))
         return deliveries
 
+    def begin(self, delivery: Delivery) -> bool:
+        return True
+
+    def end(self, delivery: Delivery) -> None: ...
+
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         for _, outcome in settlements:
             if outcome is ACK:
                 self.acknowledged += 1
         return []
+
+    async def leave(self) -> None: ...
 
     async def close(self) -> None: ...
 

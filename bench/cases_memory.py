@@ -23,6 +23,8 @@ LIMIT = "memory limit: end to end"
 PUBLISH_LIMIT = "memory limit: publish"
 CONSUME_LIMIT = "memory limit: consume"
 END_TO_END = "memory end to end"
+KEYED = f"{END_TO_END}, keyed"
+ALL_POLICIES = f"{END_TO_END}, all policies"
 
 
 def rate(count: int, seconds: float) -> Figures:
@@ -112,6 +114,7 @@ async def _end_to_end(count: int, **options: Any) -> Figures:
         assert tally.seen == count
         return rate(count, elapsed)
     finally:
+        tally.stop_listening()
         await runtime.close()
 
 
@@ -184,13 +187,14 @@ def cases() -> list[Case]:
         Case(END_TO_END, both, _run(_end_to_end), events),
         Case("memory end to end, concurrency 1", both, _run(_end_to_end, concurrency=1), events),
         Case("memory end to end, with Context", both, _run(_end_to_end, context=True), events),
-        Case("memory end to end, keyed", both, _run(_end_to_end, keyed=True), events),
+        Case(KEYED, both, _run(_end_to_end, keyed=True), events),
         Case(
             "memory end to end, keyed, with Context",
             both,
             _run(_end_to_end, keyed=True, context=True),
             events,
         ),
+        Case(ALL_POLICIES, both, _run(_end_to_end, keyed=True, policies=True), events),
         Case("memory end to end, handler sleeps(0)", both, _run(_end_to_end, pause=True), events // 2),
         Case(
             "memory end to end, handler sleeps(0), concurrency 1",

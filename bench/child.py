@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import resource
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 from tidemill.broker import connect
 from tidemill.clock import SystemClock
-from tidemill.runtime import Runtime
+from tidemill.runtime import Runtime, run_until_signal
 
 from . import limits_sqlite
 from .events import Tally
@@ -47,24 +48,26 @@ async def consume(url: str, count: int, **options: Any) -> None:
     began = time.perf_counter()
     runtime = Runtime([tally.service], connect(url, clock), clock)
     await runtime.start()
+    opening = time.perf_counter() - began
     tell(ready=True)
     (consumer,) = runtime.consumers
     await until(lambda: consumer.handled >= count, 0.001)
     seconds = time.perf_counter() - began
-    tell(seconds=seconds, ended=time.monotonic_ns(), seen=tally.seen)
+    tell(seconds=seconds, opening=opening, ended=time.monotonic_ns(), seen=tally.seen)
     await runtime.close()
+    tally.stop_listening()
 
 
-async def measure_ages(url: str, count: int) -> None:
-    """How old `count` events are when they are handled."""
+async def measure_ages(url: str, count: int, **options: Any) -> None:
+    """How old `count` events are when they are handled; those that fail on purpose are not among them."""
     ages: list[float] = []
-    tally = Tally(ages=ages)
+    tally = Tally(ages=ages, **options)
     clock = SystemClock()
     runtime = Runtime([tally.service], connect(url, clock), clock)
     await runtime.start()
     tell(ready=True)
     await until(lambda: tally.seen >= count, 0.02)
-    tell(**percentiles(ages))
+    tell(**percentiles(ages), failed=tally.failed)
     await runtime.close()
 
 
@@ -73,15 +76,49 @@ async def idle(url: str, count: int, seconds: float) -> None:
     ages: list[float] = []
     tally = Tally(ages=ages)
     clock = SystemClock()
+    began = time.perf_counter()
     runtime = Runtime([tally.service], connect(url, clock), clock)
     await runtime.start()
+    opening = time.perf_counter() - began
     await asyncio.sleep(0.5)
     used = time.process_time()
     await asyncio.sleep(seconds)
-    tell(cpu=(time.process_time() - used) / seconds)
+    tell(cpu=(time.process_time() - used) / seconds, opening=opening)
     await until(lambda: tally.seen >= count, 0.5)
     tell(**percentiles(ages))
     await runtime.close()
+
+
+async def postpone(url: str, count: int, seconds: float) -> None:
+    """Have each event of a backlog of `count` ask to be retried after `seconds`."""
+    tally = Tally(postpone=seconds)
+    clock = SystemClock()
+    runtime = Runtime([tally.service], connect(url, clock), clock)
+    await runtime.start()
+    (consumer,) = runtime.consumers
+    await until(lambda: consumer.handled >= count, 0.01)
+    await runtime.close()
+    tell(handled=consumer.handled)
+
+
+async def serve(url: str, nap: float) -> None:
+    """Handle until SIGTERM. Tells when as many handlers run as may, and at the end what came of it."""
+    tally = Tally(nap=nap)
+    runtimes: list[Runtime] = []
+
+    def ready(runtime: Runtime) -> None:
+        runtimes.append(runtime)
+        tell(ready=True)
+
+    async def watch() -> None:
+        await until(lambda: runtimes != [] and runtimes[0].running >= 16, 0.005)
+        tell(full=True)
+
+    watching = asyncio.create_task(watch())
+    await run_until_signal([tally.service], url, ready=ready)
+    watching.cancel()
+    (consumer,) = runtimes[0].consumers
+    tell(handled=tally.seen, released=consumer.released, last=tally.last)
 
 
 async def watch_backlog(url: str, count: int, step: int) -> None:
@@ -108,11 +145,14 @@ def read(path: str, count: int, batch: int) -> None:
 
 
 def main() -> None:
+    logging.getLogger("tidemill").setLevel(logging.CRITICAL)  # what fails does so on purpose, thousands of times
     job = json.loads(sys.argv[1])
     do = {
         "consume": consume,
         "measure_ages": measure_ages,
         "idle": idle,
+        "postpone": postpone,
+        "serve": serve,
         "watch_backlog": watch_backlog,
         "read": read,
     }[job.pop("do")]

@@ -9,7 +9,7 @@ from typing import Any
 
 from tidemill import Service
 
-from .events import stamped
+from .events import KEYS, stamped
 
 
 def percentiles(ages: list[float]) -> dict[str, float]:
@@ -21,7 +21,7 @@ def percentiles(ages: list[float]) -> dict[str, float]:
     }
 
 
-async def publish_at_rate(service: Service[Any], cls: Any, count: int, per_second: int) -> float:
+async def publish_at_rate(service: Service[Any], cls: Any, count: int, per_second: int, keys: int = KEYS) -> float:
     """Publish on schedule, whether or not earlier ones are confirmed; the most milliseconds one started late.
 
     The clock that events carry starts when their `publish` is called. That the loop is late to call it, because the
@@ -38,7 +38,7 @@ async def publish_at_rate(service: Service[Any], cls: Any, count: int, per_secon
         if due > number:
             latest = max(latest, now - began - number / per_second)
         while number < due:
-            task = asyncio.create_task(_publish(service, cls, number))
+            task = asyncio.create_task(_publish(service, cls, number, keys))
             pending.add(task)
             task.add_done_callback(pending.discard)
             number += 1
@@ -47,5 +47,5 @@ async def publish_at_rate(service: Service[Any], cls: Any, count: int, per_secon
     return latest * 1e3
 
 
-async def _publish(service: Service[Any], cls: Any, number: int) -> None:
-    await service.publish(stamped(cls, number))
+async def _publish(service: Service[Any], cls: Any, number: int, keys: int) -> None:
+    await service.publish(stamped(cls, number, keys))

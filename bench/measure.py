@@ -28,6 +28,10 @@ UNITS: dict[str, Literal["more", "less"]] = {
     "RSS growth MiB": "less",
     "last/first 100k": "less",
     "late ms": "less",
+    "opening ms": "less",
+    "rest ms": "less",
+    "all ms": "less",
+    "given back": "more",
 }
 """Every unit, and whether more of it is better."""
 

@@ -29,13 +29,15 @@ def test_a_quick_run_writes_every_figure(tmp_path: Path) -> None:
     found = json.loads(file.read_text())
     assert found["failed"] == {}
     figures = {case["name"]: case["figures"] for case in found["cases"]}
-    assert len(figures) == 19
+    assert len(figures) == 20
     for name, units in figures.items():
         for unit, figure in units.items():
             assert len(figure["runs"]) == 2, name
             assert figure["low"] <= figure["median"] <= figure["high"], name
             assert figure["median"] > 0 or unit == "late ms", name
-    (target,) = [each for each in found["comparisons"] if each["ok"] is not None]
+    targets = {each["case"]: each for each in found["comparisons"] if each["ok"] is not None}
+    assert set(targets) == {"memory end to end", "memory end to end, all policies"}
+    target = targets["memory end to end"]
     ours = figures["memory end to end"]["events/s"]["runs"]
     theirs = figures["memory limit: end to end"]["events/s"]["runs"]
     ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
@@ -54,6 +56,21 @@ def test_sqlite_runs_in_two_processes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     figures = {case["name"]: case["figures"] for case in json.loads(file.read_text())["cases"]}
     assert figures["sqlite consume, other process, keyed"]["events/s"]["median"] > 0
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_trouble_is_made_and_measured(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    done = run(
+        *("--case", "sqlite drain", "--case", "delays that end", "--case", "retries that are due"),
+        *("--runs", "1", "--scale", "0.02", "--folder", str(tmp_path), "--json", str(file)),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = {case["name"]: case["figures"] for case in json.loads(file.read_text())["cases"]}
+    assert len(figures) == 3
+    drain = figures["sqlite drain, 16 running for 0.5 s"]
+    assert 0 < drain["rest ms"]["median"] <= drain["all ms"]["median"]
+    assert drain["given back"]["median"] > 100
     assert list(tmp_path.iterdir()) == [file]
 
 
