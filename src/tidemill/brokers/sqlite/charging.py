@@ -12,7 +12,7 @@ from typing import Any
 from ...message import Failure
 from .rows import NEVER, encode, pack_history, unpack_history
 from .sql import SQL
-from .wanted import wanted
+from .wanted import Everything, wanted
 
 REASON = "ProcessDied: the process that ran the handler ended, or stood still until its lease was over"
 
@@ -42,7 +42,7 @@ def charge(connection: sqlite3.Connection, subscription: int, owner: str, runnin
         # An exception has to lie behind its slot's position. So it moves, and what lies between is open, uncharged.
         types = wanted(connection, subscription)
         between: dict[str, Any] = {"subscription": subscription, "slot": slot, "position": slots[slot], "last": last}
-        between["types"] = encode(sorted(types)).decode() if isinstance(types, frozenset) else None
+        between["types"] = None if isinstance(types, Everything) else encode(sorted(types)).decode()
         execute(SQL["open_up_to"], between)
         execute(SQL["move_position"], {"subscription": subscription, "slot": slot, "position": last})
     for seq, attempt in mine:

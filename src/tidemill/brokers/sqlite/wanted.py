@@ -5,7 +5,6 @@ newer code takes, older code must neither handle nor pass by.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Container
 from typing import Final
 
 import msgspec
@@ -26,7 +25,7 @@ class Everything:
         return True
 
 
-def wanted(connection: sqlite3.Connection, subscription: int) -> Container[str]:
+def wanted(connection: sqlite3.Connection, subscription: int) -> frozenset[str] | Everything:
     """What the subscription was last declared with, and what its consumers take."""
     found: set[str] = set()
     for (types,) in connection.execute(SQL["wanted"], {"subscription": subscription}):
