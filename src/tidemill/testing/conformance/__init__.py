@@ -24,7 +24,7 @@ import pytest
 
 FILES = (
     *("publishing", "scheduling", "delivery", "settlement", "order", "dead_letters"),
-    *("handlers", "policies", "drain", "history", "processes", "crashes"),
+    *("handlers", "policies", "drain", "history", "processes", "crashes", "versions"),
 )
 """The files that hold scenarios: one kind of promise each."""
 

@@ -10,12 +10,12 @@ from itertools import pairwise
 
 from ... import Context, Reject, RetryAfter, RetryPolicy, Service
 from ...broker import Broker, Feed, Settlement, Subscription
-from ...message import Delivery, Message
+from ...message import Delivery
 from ...outcome import Outcome
 from ...pipeline import Handle
 from ...stand_in import BrokerStandIn, FeedStandIn
-from .events import FileKept, NoteTaken, OrderPlaced, archive, notes, soon
-from .place import Place, message, store
+from .events import NoteTaken, OrderPlaced, notes, soon
+from .place import Place, message
 from .scenario import promise
 
 
@@ -158,72 +158,6 @@ async def what_cannot_be_read_blocks_nobody(place: Place) -> None:
     assert {letter.message.id: letter.message for letter in letters} == {each.id: each for each in bad}
     assert {letter.attempts for letter in letters} == {1}
     assert "note.unheard.of" in next(letter.reason for letter in letters if letter.message == bad[-1])
-
-
-@promise("G11")
-async def old_versions_are_brought_up_to_date(place: Place) -> None:
-    """Events of version 1 and 2 reach today's handler as today's class."""
-    service = Service("shop")
-    handled: list[FileKept] = []
-
-    @service.on(FileKept)
-    async def keep(event: FileKept) -> None:
-        handled.append(event)
-
-    async with place.running(service):
-        broker = await place.broker()
-        for version, body in (
-            (1, b'{"name":"a","user":"Ada"}'),
-            (2, b'{"name":"b","size":7,"user":"Bob"}'),
-            (3, b'{"name":"c","size":8,"owner":"Cyd","unknown":true}'),
-        ):
-            await store(broker, message(topic="archive", type="file.kept", version=version, body=body))
-        await place.handled("shop.keep")
-    handled.sort(key=lambda event: event.name)
-    assert handled == [FileKept("a", 0, "Ada"), FileKept("b", 7, "Bob"), FileKept("c", 8, "Cyd")]
-
-
-@promise("G11", "G5", needs=("delay",))
-async def an_event_from_the_future_waits_for_newer_code(place: Place) -> None:
-    """Uncharged, while others pass it by; a newer consumer that comes in time handles it at its first attempt, and only
-    if none comes it is a dead letter, with its bytes."""
-    older, newer = Service("shop"), Service("shop")
-    handled: list[tuple[str, int]] = []
-    passed: list[str] = []
-
-    @older.on(archive, name="keep", retry=soon(1))
-    async def keep_old(event: FileKept) -> None:
-        passed.append(event.name)
-
-    @newer.on(archive, name="keep")
-    async def keep_new(event: Message, ctx: Context) -> None:
-        handled.append((event.id, ctx.attempt))
-
-    sent = message(topic="archive", type="file.kept", version=4, body=b'{"path":"/"}')
-    async with place.running(older):
-        broker = await place.broker()
-        await store(broker, sent)
-        await store(broker, message(topic="archive", type="file.kept", body=b'{"name":"a"}'))
-        await place.until(lambda: passed == ["a"], "an old event passes it by")
-        await place.handled("shop.keep", 1)
-        status = await place.status("shop.keep")
-        assert (status.backlog, status.retried, status.dead) == (1, 0, 0)
-    async with place.running(newer):
-        await place.handled("shop.keep")
-    assert handled == [(sent.id, 1)]
-
-    last = Service("depot")
-
-    @last.on(archive, name="keep", retry=soon(3, future=0.5))
-    async def keep_last(event: FileKept) -> None: ...
-
-    async with place.running(last):
-        await store(await place.broker(), message(topic="archive", type="file.kept", version=4, body=b"{}"))
-        await place.handled("depot.keep")
-        (letter,) = await (await place.broker()).dead_letters("depot.keep")
-    assert "newer than this code" in letter.reason
-    assert letter.message.body == b"{}"
-    assert letter.history[0].error.startswith("FutureVersion")
 
 
 @promise("G5")
