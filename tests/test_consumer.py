@@ -714,3 +714,57 @@ def test_a_drain_waits_for_nobody_at_the_gate(options: dict[str, Any]) -> None:
 
     feed = consuming(PlainThing, handler, scenario, **options)
     assert len(feed.outcomes()) + len(feed.waiting) == 29
+
+
+def test_a_key_goes_on_after_a_pause_gave_its_events_back() -> None:
+    """What had not begun went back, and nothing of its key is here any more that the next ones could wait for."""
+    seen: list[int] = []
+    go_on = asyncio.Event()
+
+    async def handler(event: ThingHappened) -> None:
+        seen.append(event.number)
+        await go_on.wait()
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting += [keyed(0, "other"), keyed(1, "k")]
+        await wait_until(lambda: seen and not feed.waiting)
+        assert feed.watcher is not None
+        feed.watcher.paused(True)
+        feed.watcher.paused(False)
+        go_on.set()
+        await wait_until(lambda: len(feed.settled) == 2)
+        assert feed.outcomes() == {0: Ack(), 1: Release()}
+        feed.waiting += [keyed(1, "k"), keyed(2, "k")]
+        await wait_until(lambda: len(feed.settled) == 4)
+
+    consuming(ThingHappened, handler, scenario, concurrency=1)
+    assert seen == [0, 1, 2]
+
+
+def test_nothing_overtakes_what_a_pause_gives_back() -> None:
+    """Resumed before the broker has recorded that the event goes back, and the one before it still runs."""
+    seen: list[int] = []
+    go_on = asyncio.Event()
+
+    async def handler(event: ThingHappened) -> None:
+        seen.append(event.number)
+        await go_on.wait()
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting += [keyed(0, "k"), keyed(1, "k")]
+        await wait_until(lambda: seen and not feed.waiting)
+        assert feed.watcher is not None
+        feed.settle_errors = 1
+        feed.watcher.paused(True)
+        feed.watcher.paused(False)
+        feed.waiting.append(keyed(2, "k"))
+        await wait_until(lambda: not feed.waiting)
+        assert not feed.settled
+        go_on.set()
+        await wait_until(lambda: len(feed.settled) == 3)
+        assert feed.outcomes() == {0: Ack(), 1: Release(), 2: Release()}
+        feed.waiting += [keyed(1, "k"), keyed(2, "k")]
+        await wait_until(lambda: len(feed.settled) == 5)
+
+    consuming(ThingHappened, handler, scenario, concurrency=2)
+    assert seen == [0, 1, 2]

@@ -174,10 +174,11 @@ class Consumer:
         emit("consumer.stopped", subscription=self.name, handled=self.handled, released=self.released)
 
     def _give_back(self) -> None:
-        waiting = list(self._ready)
-        self._ready.clear()
         if self._lanes is not None:
-            waiting += self._lanes.empty()
+            waiting = self._lanes.empty(self._ready)
+        else:
+            waiting = list(self._ready)
+            self._ready.clear()
         self._release([(delivery, RELEASE) for delivery in waiting])
 
     def lost(self, deliveries: Sequence[Delivery]) -> None:

@@ -73,9 +73,15 @@ class Lanes:
                 if key is not None and not positions:
                     del self._going_back[key]
 
-    def empty(self) -> list[Delivery]:
-        """Take out everything that waits behind an event that is ready or running."""
-        waiting = [follower for followers in self._lanes.values() for follower in followers]
-        for followers in self._lanes.values():
-            followers.clear()
+    def empty(self, ready: deque[Delivery]) -> list[Delivery]:
+        """Take out everything that has not begun, `ready` and what waits behind it or behind what runs: it goes back."""
+        waiting = list(ready)
+        ready.clear()
+        for head in tuple(waiting):
+            waiting += [follower for follower, _ in self.finish(head, RELEASE, ready)]
+        for key, followers in self._lanes.items():
+            if followers:
+                self._going_back.setdefault(key, []).extend(follower.position for follower in followers)
+                waiting += followers
+                followers.clear()
         return waiting

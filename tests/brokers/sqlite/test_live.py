@@ -89,16 +89,16 @@ def test_what_the_dead_left_is_cleared_away(tmp_path: Path) -> None:
 
 def test_what_the_dead_left_stays_until_it_is_charged(tmp_path: Path) -> None:
     dead = Life(f"{tmp_path}/a.db")
-    cells = [dead.journal.put(1, 3, seq) for seq in (7, 8, 9)]
-    dead.journal.put(2, 1, 11)
+    cells = [dead.journal.put(1, (3, 2), seq) for seq in (7, 8, 9)]
+    dead.journal.put(2, (1, 0), 11)
     dead.journal.clear(cells[1])
     known = {dead.token}
     dead.forked()
     other = Life(f"{tmp_path}/a.db", known.__contains__)
     assert not other.is_alive(dead.token)
     other.bury(dead.token)
-    assert other.running(dead.token, 1) == {7: 3, 9: 3}
-    assert other.running(dead.token, 2) == {11: 1}
+    assert other.running(dead.token, 1) == {7: (3, 2), 9: (3, 2)}
+    assert other.running(dead.token, 2) == {11: (1, 0)}
     known.clear()
     other.bury(dead.token)
     assert os.listdir(other._folder) == [other.token]
@@ -108,11 +108,28 @@ def test_what_the_dead_left_stays_until_it_is_charged(tmp_path: Path) -> None:
 
 def test_a_journal_grows_and_forgets_nothing(tmp_path: Path) -> None:
     life, other = Life(f"{tmp_path}/a.db"), Life(f"{tmp_path}/a.db")
-    cells = {seq: life.journal.put(1, seq % 7 + 1, seq) for seq in range(1, 3 * CELLS)}
+    cells = {seq: life.journal.put(1, (seq % 7 + 1, seq % 5), seq) for seq in range(1, 3 * CELLS)}
     assert len(set(cells.values())) == len(cells)
     for seq in range(1, 3 * CELLS, 2):
         life.journal.clear(cells[seq])
-    assert other.running(life.token, 1) == {seq: seq % 7 + 1 for seq in range(2, 3 * CELLS, 2)}
+    assert other.running(life.token, 1) == {seq: (seq % 7 + 1, seq % 5) for seq in range(2, 3 * CELLS, 2)}
+    life.end(), other.end()
+
+
+def test_a_journal_that_finds_no_room_grows_when_there_is_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    life, other = Life(f"{tmp_path}/a.db"), Life(f"{tmp_path}/a.db")
+    for seq in range(1, CELLS + 1):
+        life.journal.put(1, (1, 0), seq)
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: write(file, data[:100], at))  # the disk is full then
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            life.journal.put(1, (1, 0), CELLS + 1)
+    monkeypatch.undo()
+    for seq in range(CELLS + 1, 2 * CELLS + 1):
+        life.journal.put(1, (1, 0), seq)
+    assert other.running(life.token, 1) == dict.fromkeys(range(1, 2 * CELLS + 1), (1, 0))
+    assert os.fstat(life._file).st_size == 2 * CELLS * 32
     life.end(), other.end()
 
 

@@ -2,7 +2,8 @@
 
 The model knows the promises, not the implementation: what is published is delivered until it is settled, what is
 settled never comes again, attempts are exact, and of a key nothing is delivered while an earlier event of it waits or
-is with somebody else. Who holds a slot, and since when, it reads from the file.
+is with somebody else. What had begun when its consumer died, or lost its lease, is charged, and nothing else is. Who
+holds a slot, and since when, it reads from the file.
 
 More seeds by hand: TIDEMILL_SEEDS=5000 pytest tests/brokers/sqlite/test_model.py
 """
@@ -13,7 +14,7 @@ import asyncio
 import os
 import random
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from tidemill.brokers.sqlite.feed import SqliteFeed
 from tidemill.brokers.sqlite.file import connect
 from tidemill.brokers.sqlite.rows import slot_of
 from tidemill.errors import BrokerError
-from tidemill.message import Delivery
+from tidemill.message import Delivery, Failure
 from tidemill.outcome import ACK, RELEASE, Ack, DeadLetter, Outcome, Release, Retry
 
 from .rig import MAX_BYTES, Commits, ManualClock, broker_at, expire, kill, message, rows
@@ -43,7 +44,9 @@ class Event:
     def __init__(self, number: int, key: str | None) -> None:
         self.number = number
         self.key = key
-        self.failures = {0}  # how often it may have failed: more than one answer where a process died while settling
+        # How often it has failed, and whether the next attempt has been begun by one that died: more than one answer
+        # where a process died while settling.
+        self.states = {(0, False)}
         self.due = 0
         self.settled = False
         self.maybe_settled = False
@@ -67,6 +70,7 @@ class Held:
         self.delivery = delivery
         self.epoch = epoch
         self.back = False  # an earlier event of its key failed: it can only be given back
+        self.begun = False  # and not ended, or recorded as failed
 
 
 class Worker:
@@ -76,6 +80,16 @@ class Worker:
         self.broker = broker
         self.feed = feed
         self.held: list[Held] = []
+        self.overslept = False
+        self.leaving = False
+        self.told: list[Delivery] = []
+        feed.watch(self)
+
+    def lost(self, deliveries: Sequence[Delivery]) -> None:
+        self.told += deliveries
+
+    def paused(self, paused: bool) -> None:
+        raise AssertionError("nobody pauses anything here")
 
 
 class LoopWriter(writer.Writer):
@@ -145,6 +159,7 @@ class World:
         moves = {
             self.publish: 14,
             self.fetch: 30,
+            self.begin: 20,
             self.settle: 26,
             self.both: 6,
             self.start: 4,
@@ -152,6 +167,8 @@ class World:
             self.die: 3,
             self.die_settling: 1,
             self.pause: 3,
+            self.beat: 5,
+            self.leave: 1,
             self.wait: 10,
             self.purge: 3,
             self.give_up_fetching: 2,
@@ -216,6 +233,7 @@ class World:
     async def close(self) -> None:
         if worker := self.worker():
             self.note("close", worker.feed.owner[-6:])
+            self.notice()
             self.workers.remove(worker)
             await worker.feed.close()
             if not any(other.broker is worker.broker for other in self.workers):
@@ -224,8 +242,7 @@ class World:
     async def die(self) -> None:
         if worker := self.worker():
             self.note("die", worker.feed.owner[-6:])
-            self.workers = [other for other in self.workers if other.broker is not worker.broker]
-            await kill(worker.broker)
+            await self.end_process(worker.broker)
 
     async def die_settling(self) -> None:
         """The process dies with a settlement under way: whether it was written nobody knows."""
@@ -233,6 +250,8 @@ class World:
         if worker is None:
             return
         choices = self.choose(worker)
+        self.notice()
+        self.prepare(worker, choices)
         valid = [(held, outcome) for held, outcome in choices if self.owns(worker, held)]
         self.note("die settling", worker.feed.owner[-6:], [(held.event, outcome) for held, outcome in choices])
         task = asyncio.ensure_future(worker.feed.settle([(held.delivery, outcome) for held, outcome in choices]))
@@ -240,10 +259,36 @@ class World:
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        self.workers = [other for other in self.workers if other.broker is not worker.broker]
-        await kill(worker.broker)
+        await self.end_process(worker.broker)
         for held, outcome in valid:
             self.maybe(held, outcome)
+
+    async def end_process(self, broker: SqliteBroker) -> None:
+        """kill -9: whatever it runs is charged as soon as somebody takes over, and nothing that it merely holds."""
+        self.notice()
+        for worker in [worker for worker in self.workers if worker.broker is broker]:
+            self.workers.remove(worker)
+            for held in worker.held:
+                if held.begun and self.owns(worker, held):
+                    self.charge(held)
+        await kill(broker)
+
+    def charge(self, held: Held) -> None:
+        self.note("  charged:", held.event, held.delivery.attempt)
+        held.event.states = {(held.delivery.attempt - 1, True)}
+
+    def notice(self) -> None:
+        """What a consumer ran in slots that are another's now was charged when they were taken."""
+        owners = self.owners()
+        for worker in self.workers:
+            for held in worker.held:
+                if held.begun and owners[held.delivery.token] != (worker.feed.owner, held.epoch):
+                    held.begun = False
+                    self.charge(held)
+
+    def owners(self) -> dict[object, tuple[object, object]]:
+        found = rows(self.path, "select slot, owner, epoch from tidemill_slot")
+        return {slot: (owner, epoch) for slot, owner, epoch in found}
 
     def maybe(self, held: Held, outcome: Outcome) -> None:
         """Whether an outcome was recorded is not known."""
@@ -252,7 +297,7 @@ class World:
                 held.event.maybe_settled = True
                 held.event.dead = held.event.dead or isinstance(outcome, DeadLetter)
             case Retry():
-                held.event.failures = held.event.failures | {held.delivery.attempt}
+                held.event.states = held.event.states | {(held.delivery.attempt, False)}
                 held.event.due = 0
             case _:
                 pass
@@ -262,6 +307,61 @@ class World:
         if worker := self.worker():
             self.note("pause", worker.feed.owner[-6:])
             expire(self.path, worker.feed)
+            worker.feed._until = 0
+            worker.overslept = True
+
+    async def beat(self) -> None:
+        """The writer's thread renews a lease, or learns that it is over."""
+        if worker := self.worker():
+            until = await self.again(lambda: worker.broker.write(worker.feed.renew))
+            assert isinstance(until, int)
+            self.note("beat", worker.feed.owner[-6:], until > 0)
+            worker.feed.renewed(until)
+            await asyncio.sleep(0)
+            worker.overslept = worker.overslept and not until
+
+    async def leave(self) -> None:
+        """It begins to drain: it takes nothing more, and settles what it has."""
+        if worker := self.worker():
+            self.note("leave", worker.feed.owner[-6:])
+            worker.leaving = True
+            await worker.feed.leave()
+
+    async def begin(self) -> None:
+        """Handlers begin, of each key one at a time, and some end."""
+        worker = self.worker()
+        if worker is None:
+            return
+        self.notice()
+        keys = {held.event.key for held in worker.held if held.begun and self.ordered} - {None}
+        for held in tuple(worker.held):
+            key = held.event.key if self.ordered else None
+            if held.begun:
+                if self.random.random() < 0.2:  # handled, or given back, and not recorded yet
+                    worker.feed.end(held.delivery)
+                    held.begun = False
+            elif self.random.random() < 0.5 and not held.back and not held.delivery.died and key not in keys:
+                self.try_to_begin(worker, held)
+            keys |= {key} - {None}
+        self.note("begun", worker.feed.owner[-6:], [held.event for held in worker.held if held.begun])
+
+    def try_to_begin(self, worker: Worker, held: Held) -> None:
+        owned = self.owns(worker, held)
+        held.begun = worker.feed.begin(held.delivery)
+        assert owned or not held.begun, f"{held.event} began, and is another's"
+        assert held.begun or not owned or worker.overslept, f"{held.event} cannot begin"
+
+    def prepare(self, worker: Worker, choices: list[tuple[Held, Outcome]]) -> None:
+        """What comes before an outcome is settled: what failed had begun, and what did not fail counts no more."""
+        for held, outcome in choices:
+            if isinstance(outcome, Ack | Release):
+                worker.feed.end(held.delivery)
+                held.begun = False
+            elif not held.begun and not held.delivery.died and self.random.random() < 0.7:
+                self.try_to_begin(worker, held)
+            if held.begun:
+                delivery = held.delivery
+                delivery.history = (*delivery.history, Failure(delivery.attempt, self.clock.now(), "no"))
 
     async def wait(self) -> None:
         self.clock.advance(self.random.choice((0.001, 1, 5, 30)))
@@ -285,7 +385,7 @@ class World:
             event.settled = action == "discard"
             if action == "replay":
                 event.replayed = True
-                event.failures = {0}
+                event.states = {(0, False)}
                 event.due = 0
 
     async def give_up_fetching(self) -> None:
@@ -347,20 +447,17 @@ class World:
     # ------------------------------------------------------------------ model
 
     def owns(self, worker: Worker, held: Held) -> bool:
-        found = rows(
-            self.path,
-            "select owner, epoch from tidemill_slot where slot = ?",
-            held.delivery.token,
-        )
-        return found == [(worker.feed.owner, held.epoch)]
+        return self.owners()[held.delivery.token] == (worker.feed.owner, held.epoch)
 
     def receive(self, worker: Worker, taken: list[Delivery], before: set[Event] | None = None) -> None:
         feed = worker.feed
         self.note("fetch", feed.owner[-6:], [(self.events[d.message.id], d.attempt) for d in taken])
-        owners = {
-            slot: (owner, epoch)
-            for slot, owner, epoch in rows(self.path, "select slot, owner, epoch from tidemill_slot")
-        }
+        self.notice()
+        owners = self.owners()
+        for each in self.workers:
+            for held in each.held:
+                told = any(delivery is held.delivery for delivery in each.told)
+                assert not told or owners[held.delivery.token] != (each.feed.owner, held.epoch), "not lost at all"
         valid = {
             held.event
             for each in self.workers
@@ -375,10 +472,11 @@ class World:
                 "seq reused"
             )
             assert not event.settled, f"{event} is settled and was delivered again"
-            assert delivery.attempt - 1 in event.failures, (
-                f"{event}: attempt {delivery.attempt}, failed {event.failures}"
-            )
-            event.failures = {delivery.attempt - 1}
+            state = (delivery.attempt - 1, delivery.died)
+            assert state in event.states, f"{event}: attempt {delivery.attempt}, {delivery.died}, not {event.states}"
+            event.states = {state}
+            if delivery.died:
+                assert (delivery.history[-1].died, delivery.history[-1].attempt) == (True, delivery.attempt)
             assert event.due <= self.clock.now(), f"{event} came before its time"
             epoch = feed._slots.held.get(delivery.token)
             if epoch is None or owners[delivery.token] != (feed.owner, epoch):
@@ -402,7 +500,7 @@ class World:
         chosen: list[tuple[Held, Outcome]] = []
         if not self.ordered:
             for held in self.random.sample(worker.held, self.random.randint(0, len(worker.held))):
-                chosen.append((held, self.outcome()))
+                chosen.append((held, self.outcome(held)))
             return chosen
         lanes: dict[object, list[Held]] = {}
         for held in worker.held:
@@ -417,7 +515,7 @@ class World:
                     continue
                 if self.random.random() < 0.3:
                     break
-                outcome = self.outcome()
+                outcome = self.outcome(held)
                 chosen.append((held, outcome))
                 if self.goes_back(outcome):
                     for follower in lane[lane.index(held) + 1 :]:
@@ -428,13 +526,16 @@ class World:
     def goes_back(self, outcome: Outcome) -> bool:
         return isinstance(outcome, (Retry, Release, DeadLetter) if self.parks else (Retry, Release))
 
-    def outcome(self) -> Outcome:
+    def outcome(self, held: Held) -> Outcome:
+        handled = 0 if held.delivery.died else 6
         return self.random.choices(
-            (ACK, Retry(self.random.choice((0.0, 0.5, 10.0)), "no"), RELEASE, DeadLetter("never")), (6, 3, 2, 1)
+            (ACK, Retry(self.random.choice((0.0, 0.5, 10.0)), "no"), RELEASE, DeadLetter("never")), (handled, 3, 2, 1)
         )[0]
 
     async def record(self, worker: Worker, choices: list[tuple[Held, Outcome]]) -> list[Delivery]:
         self.note("settle", worker.feed.owner[-6:], [(held.event, type(outcome).__name__) for held, outcome in choices])
+        self.notice()
+        self.prepare(worker, choices)
         now = self.clock.now()
         batch = [(held.delivery, outcome) for held, outcome in choices]
         failed = self.commits.failed
@@ -444,6 +545,9 @@ class World:
         if late:
             self.note("  late:", [self.events[delivery.message.id] for delivery in late])
         missed = {id(delivery) for delivery in late}
+        for held, _ in choices:
+            held.begun = held.begun and id(held.delivery) in missed
+        self.notice()
         for held, outcome in choices:
             worker.held.remove(held)
             event = held.event
@@ -458,10 +562,10 @@ class World:
                     event.dead = isinstance(outcome, DeadLetter)
                     event.parked = event.dead and self.parks and event.key is not None
                 case Retry():
-                    event.failures = {held.delivery.attempt}
+                    event.states = {(held.delivery.attempt, False)}
                     event.due = now + round(outcome.after * 1e9)
                 case _:
-                    event.failures = {held.delivery.attempt - 1}
+                    event.states = {(held.delivery.attempt - 1, held.delivery.died)}
                     event.due = 0
         if self.ordered:
             for key, events in self.by_key.items():
@@ -473,13 +577,15 @@ class World:
     async def finish(self) -> None:
         """All but one go; what is left must all come."""
         self.note("finish")
-        for worker in self.workers:
+        while worker := self.worker():
             if self.random.random() < 0.5:
+                self.notice()
+                self.workers.remove(worker)
                 await worker.feed.close()
-                await worker.broker.close()
+                if not any(other.broker is worker.broker for other in self.workers):
+                    await worker.broker.close()
             else:
-                await kill(worker.broker)
-        self.workers = []
+                await self.end_process(worker.broker)
         self.clock.advance(3600)
         await self.start()
         (worker,) = self.workers

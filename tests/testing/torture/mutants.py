@@ -95,8 +95,7 @@ def no_fencing() -> None:
         return run(self, connection)
 
     def begin(self: SqliteFeed, delivery: Delivery) -> bool:
-        self._begun.begin(delivery)
-        return True
+        return self._begun.begin(delivery)
 
     Plan.run = unfenced  # type: ignore[method-assign]
     SqliteFeed.begin = begin  # type: ignore[method-assign]

@@ -40,7 +40,7 @@ from .appending import append, schedule
 from .bell import Bell
 from .feed import SqliteFeed
 from .file import WriteLock, connect, path_of, prepare, real_path, translated
-from .journal import Begun
+from .journal import Begun, Run
 from .live import Life
 from .resolving import resolve
 from .retention import Retention
@@ -401,8 +401,8 @@ class SqliteBroker:
         """Whether nobody held up the file's writers lately for so long that leases of `lease` seconds were at risk."""
         return self._writer is not None and self._writer.is_calm(lease)
 
-    def running(self, owner: str) -> dict[int, int]:
-        """seq -> attempt of the handlers that a consumer runs, or ran when its process died."""
+    def running(self, owner: str) -> dict[int, Run]:
+        """seq -> run of the handlers that a consumer runs, or ran when its process died."""
         token, _, number = owner.partition(".")
         return {} if self._life is None else self._life.running(token, int(number))
 

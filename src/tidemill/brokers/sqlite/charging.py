@@ -10,6 +10,7 @@ import sqlite3
 from typing import Any
 
 from ...message import Failure
+from .journal import Run
 from .rows import NEVER, encode, pack_history, unpack_history
 from .sql import SQL
 from .wanted import Everything, wanted
@@ -17,8 +18,8 @@ from .wanted import Everything, wanted
 REASON = "ProcessDied: the process that ran the handler ended, or stood still until its lease was over"
 
 
-def charge(connection: sqlite3.Connection, subscription: int, owner: str, running: dict[int, int], now: int) -> None:
-    """Charge the events that a consumer's handlers were running: seq -> attempt, as its journal says.
+def charge(connection: sqlite3.Connection, subscription: int, owner: str, running: dict[int, Run], now: int) -> None:
+    """Charge the events that a consumer's handlers were running: seq -> run, as its journal says.
 
     `now` is what their failure is dated: nanoseconds since 1970.
     """
@@ -30,12 +31,12 @@ def charge(connection: sqlite3.Connection, subscription: int, owner: str, runnin
         for slot, _, position in execute(SQL["slots_taken"], {"subscription": subscription, "owner": owner})
     }
     ahead: dict[int, int] = {}
-    mine: list[tuple[int, int]] = []
-    for seq, attempt in running.items():
+    mine: list[tuple[int, Run]] = []
+    for seq, run in running.items():
         found = execute(SQL["slot_of_event"], (seq,)).fetchone()
         if found is None or found[0] not in slots:
             continue  # settled and aged, or another consumer's by now
-        mine.append((seq, attempt))
+        mine.append((seq, run))
         if seq > slots[found[0]]:
             ahead[found[0]] = max(seq, ahead.get(found[0], 0))
     for slot, last in ahead.items():
@@ -45,11 +46,12 @@ def charge(connection: sqlite3.Connection, subscription: int, owner: str, runnin
         between["types"] = None if isinstance(types, Everything) else encode(sorted(types)).decode()
         execute(SQL["open_up_to"], between)
         execute(SQL["move_position"], {"subscription": subscription, "slot": slot, "position": last})
-    for seq, attempt in mine:
+    for seq, (attempt, failures) in mine:
         row = execute(SQL["exception_of"], (subscription, seq)).fetchone()
-        if row is None or row[0] >= attempt or row[2] == NEVER:
-            continue  # it was settled: as handled, as given up, or with this very attempt as failed
-        history = (*unpack_history(row[1]), Failure(attempt, now, REASON, died=True))
+        known = () if row is None else unpack_history(row[1])
+        if row is None or (row[0] + 1, len(known)) != (attempt, failures) or row[2] == NEVER:
+            continue  # it was settled: as handled, as given up (and replayed since), or with this attempt as failed
+        history = (*known, Failure(attempt, now, REASON, died=True))
         execute(
             SQL["charge"],
             {"attempts": attempt - 1, "history": pack_history(history), "subscription": subscription, "seq": seq},

@@ -282,8 +282,7 @@ class SqliteFeed:
         seq = delivery.position
         if self.lease.is_over or (self._open.get(seq) or self._extra.get(seq)) is not delivery:
             return False
-        self._begun.begin(delivery)
-        return True
+        return self._begun.begin(delivery)
 
     # ---------------------------------------------------------------- settle
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...ids import new_id
 from .bell import SUFFIX
-from .journal import Journal, running
+from .journal import Journal, Run, running
 
 
 class Life:
@@ -49,8 +49,8 @@ class Life:
         """Whether the process of that token still runs (or is paused). Where that cannot be seen: yes."""
         return token == self.token or not self._when_dead(token, lambda: None)
 
-    def running(self, token: str, consumer: int) -> dict[int, int]:
-        """seq -> attempt of the handlers that a consumer of that process runs, or ran when it died."""
+    def running(self, token: str, consumer: int) -> dict[int, Run]:
+        """seq -> run of the handlers that a consumer of that process runs, or ran when it died."""
         try:
             file = os.open(self._folder / token, os.O_RDONLY)
         except OSError:

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from .charging import charge
+from .journal import Run
 from .rows import SLOTS
 from .sql import SQL
 
@@ -25,8 +26,8 @@ class Others(Protocol):
         """Whether everybody could have renewed a lease of so many seconds lately: nobody held up the file's writers."""
         ...
 
-    def running(self, owner: str) -> dict[int, int]:
-        """seq -> attempt of the handlers that another consumer runs, or ran when it died."""
+    def running(self, owner: str) -> dict[int, Run]:
+        """seq -> run of the handlers that another consumer runs, or ran when it died."""
         ...
 
 
