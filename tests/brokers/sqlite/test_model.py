@@ -307,16 +307,16 @@ class World:
         if worker := self.worker():
             self.note("pause", worker.feed.owner[-6:])
             expire(self.path, worker.feed)
-            worker.feed._until = 0
+            worker.feed.lease.until = 0
             worker.overslept = True
 
     async def beat(self) -> None:
         """The writer's thread renews a lease, or learns that it is over."""
         if worker := self.worker():
-            until = await self.again(lambda: worker.broker.write(worker.feed.renew))
+            until = await self.again(lambda: worker.broker.write(worker.feed.lease.renew))
             assert isinstance(until, int)
             self.note("beat", worker.feed.owner[-6:], until > 0)
-            worker.feed.renewed(until)
+            worker.feed.lease.renewed(until)
             await asyncio.sleep(0)
             worker.overslept = worker.overslept and not until
 
