@@ -62,7 +62,7 @@ def test_sqlite_runs_in_two_processes(tmp_path: Path) -> None:
 def test_trouble_is_made_and_measured(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     done = run(
-        *("--case", "sqlite drain", "--case", "delays that end", "--case", "retries that are due"),
+        *("--case", "running for 0.5 s", "--case", "delays that end", "--case", "retries that are due"),
         *("--runs", "1", "--scale", "0.02", "--folder", str(tmp_path), "--json", str(file)),
     )
     assert done.returncode == 0, done.stdout + done.stderr
