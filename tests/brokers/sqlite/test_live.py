@@ -112,9 +112,7 @@ def test_a_journal_grows_and_forgets_nothing(tmp_path: Path) -> None:
     assert len(set(cells.values())) == len(cells)
     for seq in range(1, 3 * CELLS, 2):
         life.journal.clear(cells[seq])
-    assert other.running(life.token, 1) == {
-        seq: (seq % 7 + 1, seq % 5) for seq in range(2, 3 * CELLS, 2)
-    }
+    assert other.running(life.token, 1) == {seq: (seq % 7 + 1, seq % 5) for seq in range(2, 3 * CELLS, 2)}
     life.end(), other.end()
 
 
