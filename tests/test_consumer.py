@@ -28,6 +28,7 @@ from tidemill import (
     Topic,
     event,
 )
+from tidemill import consumer as consumer_module
 from tidemill.broker import FeedWatcher, Settlement
 from tidemill.clock import SystemClock
 from tidemill.consumer import MAX_WINDOW, Consumer
@@ -768,3 +769,22 @@ def test_nothing_overtakes_what_a_pause_gives_back() -> None:
 
     consuming(ThingHappened, handler, scenario, concurrency=2)
     assert seen == [0, 1, 2]
+
+
+def test_who_has_no_room_keeps_up_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handlers that take long are no reason to keep slots from a consumer that has come, or not to see a pause."""
+    monkeypatch.setattr(consumer_module, "FETCH_WAIT", 0.02)
+    go_on = asyncio.Event()
+
+    async def handler(event: PlainThing) -> None:
+        await go_on.wait()
+
+    async def scenario(consumer: Consumer, feed: FakeFeed) -> None:
+        feed.waiting.extend(unkeyed(number) for number in range(5))
+        await wait_until(lambda: feed.limits.count(0) > 2)
+        assert len(feed.waiting) == 3
+        assert max(feed.limits) == 2
+        go_on.set()
+        await wait_until(lambda: len(feed.settled) == 5)
+
+    consuming(PlainThing, handler, scenario, concurrency=1)

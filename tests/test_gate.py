@@ -139,3 +139,42 @@ def test_without_a_circuit_nothing_shuts_it() -> None:
     for _ in range(1000):
         one.ended(FAILED, "OSError", one.turn)
     assert not one.shut
+
+
+def test_who_waited_for_the_rate_waits_for_a_suspect_too() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        isolation = Isolation()
+        one = Gate("s.h", Rate(1, burst=1), POLICY, isolation, clock)
+        await one.enter()
+        waiting = asyncio.create_task(one.enter())
+        await wait_until(lambda: one.waiting)
+        end = await isolation.enter()
+        clock.move_to(clock.now() + 10**9)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not waiting.done(), "it runs beside a suspect"
+        end()
+        await asyncio.wait_for(waiting, 5)
+
+    asyncio.run(main())
+
+
+def test_who_waited_for_the_rate_waits_for_the_circuit_too() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        one = gate(clock, rate=Rate(1, burst=1))
+        await one.enter()
+        waiting = [asyncio.create_task(one.enter()) for _ in range(3)]
+        await wait_until(lambda: one.waiting)
+        for _ in range(3):
+            one.ended(FAILED, "OSError: down", one.turn)
+        for _ in range(10):
+            clock.move_to(clock.now() + 10**9)
+            for _ in range(10):
+                await asyncio.sleep(0)
+        assert sum(each.done() for each in waiting) == 1, "one probe at a time"
+        for each in waiting:
+            each.cancel()
+
+    asyncio.run(main())

@@ -241,6 +241,7 @@ class Feed(Protocol):
 
     async def fetch(self, limit: int, wait: float, max_bytes: int) -> list[Delivery]:
         """Up to `limit` deliveries of at most `max_bytes` together (one may exceed it), or none after `wait` seconds.
+        With a `limit` of 0 none; but it keeps up with what others do, as every fetch does, at least once a second.
 
         Every delivery is this feed's alone until it is settled or its lease is lost. On an ordered subscription no
         event is delivered while an earlier one of its key waits for a retry or is held by another feed.

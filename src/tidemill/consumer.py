@@ -211,23 +211,26 @@ class Consumer:
 
     # ----------------------------------------------------------------- fetch
 
+    @property
+    def _full(self) -> bool:
+        return self._open * 2 > self._window or self._open_bytes >= MAX_BUFFER
+
     async def _fetch_all(self) -> None:
         failures = 0
         handled, since = 0, time.perf_counter()
         while True:
-            if self._open * 2 > self._window or self._open_bytes >= MAX_BUFFER:
+            if self._full:
                 self._room = self._loop.create_future()
-                await self._room
+                await asyncio.wait([self._room], timeout=FETCH_WAIT)
             elapsed = time.perf_counter() - since
             done = self.handled - handled
             if done:
                 self._window = max(self._min_window, min(MAX_WINDOW, int(done / elapsed * HORIZON)))
-            limit = self._window - self._open
-            if limit <= 0:
-                continue
+            # Where handlers take long, nothing is fetched for long. Others come and go meanwhile, or somebody pauses.
+            limit, wait = (0, 0.0) if self._full else (self._window - self._open, FETCH_WAIT)
             self.asked["fetch"] = time.monotonic()
             try:
-                deliveries = await self._feed.fetch(limit, FETCH_WAIT, MAX_BUFFER - self._open_bytes)
+                deliveries = await self._feed.fetch(limit, wait, MAX_BUFFER - self._open_bytes)
             except BrokerError as error:
                 failures += 1
                 await self._pause("fetch.failed", failures, error=describe(error))
@@ -238,7 +241,8 @@ class Consumer:
                 continue
             failures = 0
             self._answered("fetch")
-            handled, since = self.handled, time.perf_counter()
+            if limit:
+                handled, since = self.handled, time.perf_counter()
             if deliveries:
                 self._take(deliveries)
 

@@ -45,12 +45,13 @@ class Gate:
         while True:
             if self._isolation.active:
                 await self._isolation.over()
-            elif wait := self._admit():
+            # In this order: whoever is admitted may be the probe, which is not to wait for anything else.
+            elif (self._pace is not None and (wait := self._pace.wait())) or (wait := self._admit()):
                 await self._wait(wait)
             else:
                 break
-        while self._pace is not None and (wait := self._pace.take()):
-            await self._wait(wait)
+        if self._pace is not None:
+            self._pace.take()
 
     def unused(self) -> None:
         """Nothing began after all."""

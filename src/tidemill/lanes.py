@@ -74,7 +74,7 @@ class Lanes:
                     del self._going_back[key]
 
     def empty(self, ready: deque[Delivery]) -> list[Delivery]:
-        """Take out everything that has not begun, `ready` and what waits behind that or what runs: it goes back."""
+        """Take out all that has not begun, `ready` and what waits behind it or behind what runs: it goes back."""
         waiting = list(ready)
         ready.clear()
         for head in tuple(waiting):

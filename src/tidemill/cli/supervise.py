@@ -213,7 +213,12 @@ class Supervisor:
     async def _start(self, number: int) -> _Worker:
         # Of these four ends each child inherits the two that are its own.
         told, asking = os.pipe()
-        reading, report_to = os.pipe()
+        try:
+            reading, report_to = os.pipe()
+        except BaseException:
+            os.close(told)
+            os.close(asking)
+            raise
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._command,

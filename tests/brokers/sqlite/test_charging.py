@@ -147,7 +147,7 @@ def test_the_end_of_a_run_whose_lease_was_lost_ends_no_other_run(tmp_path: Path)
 
 @pytest.mark.parametrize("attempts", [1, 3])
 def test_a_replay_is_not_charged_what_was_given_up(attempts: int, tmp_path: Path) -> None:
-    """It was given up, and its process died before it knew that. Somebody replays it before all is taken over."""
+    """The event was given up, and its process died before it knew. Somebody replays it before anybody takes over."""
 
     async def scenario() -> list[tuple[int, bool, int]]:
         async with brokers(tmp_path / "a.db", 2) as (one, other):

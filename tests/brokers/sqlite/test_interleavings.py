@@ -491,3 +491,40 @@ def test_two_feeds_in_one_process_and_one_in_another_share_the_slots(tmp_path: P
             assert sorted(len(feed._slots.held) for feed in feeds[1:]) == [16, 16]
 
     asyncio.run(run())
+
+
+def test_a_consumer_without_room_gives_its_share_to_one_that_comes(tmp_path: Path) -> None:
+    """Its handlers take an hour, and what it has fetched is theirs. The rest is not."""
+
+    async def run() -> None:
+        async with brokers(tmp_path / "a.db", 2) as (first, second):
+            busy = await subscribe(first, reader())
+            await store(first, *(message(key) for key in one_key_per_slot()))
+            held = await take_all(busy, 2)
+            new = await subscribe(second, reader())
+            assert await busy.fetch(0, 0.0, 0) == []
+            came = await take_all(new, SLOTS // 2)
+            assert {each.position for each in held}.isdisjoint({each.position for each in came})
+
+    asyncio.run(run())
+
+
+def test_slots_taken_in_a_fetch_that_a_drain_cancels_are_given_up_at_once(tmp_path: Path) -> None:
+    """Nobody here knows of them, and the handlers that still run may take as long as the grace."""
+    path = tmp_path / "a.db"
+
+    async def run() -> None:
+        async with brokers(path, 3) as (first, second, third):
+            feed, other = await subscribe(first, reader()), await subscribe(second, reader())
+            for _ in range(3):
+                await take(feed), await take(other)
+            await other.close()
+            fetch = asyncio.ensure_future(take(feed))
+            await asyncio.sleep(0)  # its sharing out is under way
+            fetch.cancel()
+            await asyncio.gather(fetch, return_exceptions=True)
+            await feed.leave()
+            new = await subscribe(third, reader())
+            assert len(new._slots.held) == SLOTS
+
+    asyncio.run(run())

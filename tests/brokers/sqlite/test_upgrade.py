@@ -90,6 +90,26 @@ def test_dead_letters_of_a_file_of_schema_1_refer_to_the_log(tmp_path: Path) -> 
     asyncio.run(run())
 
 
+def test_a_dead_letter_without_a_key_is_delivered_to_nobody_by_the_upgrade(tmp_path: Path) -> None:
+    """Retention had removed the event. It was in a slot of which the log does not tell, and others are less far."""
+    path = tmp_path / "a.db"
+    make(path)
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("update tidemill_slot set position = 0 where slot = 0 or (slot = 1 and subscription = 2)")
+    connection.close()
+
+    async def run() -> None:
+        async with brokers(path) as (broker,):
+            feeds = [await subscribe(broker, reader(name)) for name in ("shop.handle", "shop.other")]
+            for feed in feeds:
+                assert ids(await drain(feed)) == ["e10"]
+            assert await broker.resolve("replay", [5], by="me") == [5]
+            assert [ids(await drain(feed)) for feed in feeds] == [["e3"], []]
+
+    asyncio.run(run())
+
+
 def test_an_upgraded_file_has_the_tables_of_a_new_one(tmp_path: Path) -> None:
     make(tmp_path / "old.db")
 

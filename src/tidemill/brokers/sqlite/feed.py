@@ -109,8 +109,8 @@ class SqliteFeed:
                 await self._look_anew()
             if self._parked:
                 await self._park()
-            taken = self._read(limit, max_bytes)
-            if taken:
+            taken = self._read(limit, max_bytes) if limit else []
+            if taken or not limit:
                 return taken
             if self._parked:
                 continue
@@ -476,7 +476,7 @@ class SqliteFeed:
         self._departing = True
         self._slots.keep(0)
         try:
-            await self._broker.write(self._me.begin_to_leave)
+            await self._broker.write(partial(self._me.begin_to_leave, self._slots.held.copy()))
             await self._give_up()
         except (BrokerError, Unconfirmed):
             pass  # then `close` gives them back, or the end of the process does

@@ -116,8 +116,8 @@ def _run(connection: sqlite3.Connection, script: str, version: int) -> None:
     connection.executescript(f"begin immediate;\n{script}\npragma user_version = {version};\ncommit;")
 
 
-def _slot(key: str | None) -> int:
-    return 0 if key is None else slot_of(key)
+def _slot(key: str | None) -> int | None:
+    return None if key is None else slot_of(key)
 
 
 def path_of(url: BrokerUrl) -> str:

@@ -73,8 +73,16 @@ class Member(msgspec.Struct, frozen=True):
             connection.execute(SQL["free_slots"], {**mine, "slot": slot, "position": position})
         connection.execute(SQL["changed"], (self.subscription,))
 
-    def begin_to_leave(self, connection: sqlite3.Connection) -> None:
-        """Have the others take what this one gives up, at once."""
+    def begin_to_leave(self, known: dict[int, int], connection: sqlite3.Connection) -> None:
+        """Have the others take what this one gives up, at once.
+
+        `known` are the slots it holds as far as it knows. What it took besides, in a sharing out whose answer never
+        arrived, as its fetch was cancelled, it has never read.
+        """
+        mine = {"subscription": self.subscription, "owner": self.owner}
+        for slot, epoch in connection.execute(SQL["my_slots"], mine).fetchall():
+            if known.get(slot) != epoch:
+                connection.execute(SQL["free_slots"], {**mine, "slot": slot, "position": 0})
         connection.execute(SQL["leaving"], (self.subscription, self.owner))
         connection.execute(SQL["changed"], (self.subscription,))
 

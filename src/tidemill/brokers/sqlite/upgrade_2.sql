@@ -20,10 +20,15 @@ create table tidemill_dead_letter (
 );
 
 -- What retention had removed enters the log again, where it stood. When it was published is not known any more. Where
--- the same event was published again since, that one stands for it.
+-- the same event was published again since, that one stands for it. One without a key gets a slot in which everybody
+-- is past it already, as in the one that it had: it is settled, and must not come again.
 insert into tidemill_log (seq, topic, slot, id, source, type, version, time, stored, key, correlation, causation,
                           content_type, extensions, body)
-select d.seq, s.topic, slot_of(d.key), d.id, d.source, d.type, d.version, d.time, d.at, d.key, d.correlation,
+select d.seq, s.topic,
+       coalesce(slot_of(d.key),
+                (select p.slot from tidemill_slot p join tidemill_subscription o on o.id = p.subscription
+                 where o.topic = s.topic group by p.slot order by min(p.position) desc, p.slot limit 1)),
+       d.id, d.source, d.type, d.version, d.time, d.at, d.key, d.correlation,
        d.causation, d.content_type, d.extensions, d.body
 from tidemill_dead_letter_1 d join tidemill_subscription s on s.id = d.subscription
 where true
