@@ -1,5 +1,6 @@
 -- Every statement the adapter runs, by name. Parameters are by position, or by name where one is used twice or
--- there are several of a kind.
+-- there are several of a kind. Where many exceptions wait for their time, SQLite would take the primary key and look
+-- at all of them: there the index is named.
 
 -- name: next_events
 -- What follows a position in a topic, of the slots in a bit mask. Columns as `rows.to_message` takes them.
@@ -11,12 +12,13 @@ order by seq limit :most
 -- name: due_exceptions
 select l.seq, l.slot, l.id, l.source, l.type, l.time, l.body, l.version, l.key, l.correlation, l.causation,
        l.content_type, l.extensions, x.attempts, x.history, x.died
-from tidemill_exception x join tidemill_log l on l.seq = x.seq
+from tidemill_exception x indexed by tidemill_exception_due join tidemill_log l on l.seq = x.seq
 where x.subscription = :subscription and x.due <= :now and (:slots >> x.slot) & 1
   -- Not what is to be retried behind an earlier event of its key that waits: a replay may put one before it.
   and (x.due = 0 or x.key is null
-       or not exists (select 1 from tidemill_exception e where e.subscription = :subscription and e.key = x.key
-                      and e.seq < x.seq and (e.due is null or e.due > :now)))
+       or not exists (select 1 from tidemill_exception e indexed by tidemill_exception_key
+                      where e.subscription = :subscription and e.key = x.key and e.seq < x.seq
+                        and (e.due is null or e.due > :now)))
 order by x.seq limit :most
 
 -- name: next_due
@@ -123,9 +125,10 @@ delete from tidemill_exception where subscription = ? and seq = ?
 
 -- name: let_go
 -- The next events of a key, unless one of them is to be retried first.
-update tidemill_exception set due = 0
+update tidemill_exception indexed by tidemill_exception_key set due = 0
 where subscription = :subscription and key = :key and due is null
-  and seq in (select seq from tidemill_exception where subscription = :subscription and key = :key order by seq limit 64)
+  and seq in (select seq from tidemill_exception indexed by tidemill_exception_key
+              where subscription = :subscription and key = :key order by seq limit 64)
   and not exists (select 1 from tidemill_exception e where e.subscription = :subscription and e.key = :key
                   and e.seq < tidemill_exception.seq and e.due > :now)
 
@@ -135,7 +138,8 @@ update tidemill_subscription set touched = (select max(n) from tidemill_resoluti
 
 -- name: hold_back
 -- What was let go behind an event that is given back or to be retried waits behind it again.
-update tidemill_exception set due = null where subscription = :subscription and key = :key and seq > :seq and due = 0
+update tidemill_exception indexed by tidemill_exception_key set due = null
+where subscription = :subscription and key = :key and seq > :seq and due = 0
 
 -- name: put_recovered
 insert or replace into tidemill_recovered (subscription, seq, attempts, history) values (?, ?, ?, ?)
@@ -197,14 +201,16 @@ select slot, epoch, position from tidemill_slot where subscription = :subscripti
 
 -- name: revive_unordered
 -- Whatever the slot's last owner was running when it went is due.
-update tidemill_exception set due = 0 where subscription = :subscription and slot = :slot and due is null and key is null
+update tidemill_exception indexed by tidemill_exception_waiting set due = 0
+where subscription = :subscription and slot = :slot and due is null and key is null
 
 -- name: revive_ordered
 -- Of each key only its first event: the others wait behind it.
-update tidemill_exception set due = 0
+update tidemill_exception indexed by tidemill_exception_waiting set due = 0
 where subscription = :subscription and slot = :slot and due is null and key is not null
-  and not exists (select 1 from tidemill_exception e where e.subscription = :subscription and e.key = tidemill_exception.key
-                  and e.seq < tidemill_exception.seq)
+  and not exists (select 1 from tidemill_exception e indexed by tidemill_exception_key
+                  where e.subscription = :subscription and e.key = tidemill_exception.key
+                    and e.seq < tidemill_exception.seq)
 
 -- name: changed
 update tidemill_subscription set generation = generation + 1 where id = ?

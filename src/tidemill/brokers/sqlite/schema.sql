@@ -99,6 +99,7 @@ create table tidemill_exception (
     primary key (subscription, seq)
 ) without rowid;
 create index tidemill_exception_due on tidemill_exception (subscription, due) where due is not null;
+create index tidemill_exception_waiting on tidemill_exception (subscription, slot) where due is null;
 create index tidemill_exception_key on tidemill_exception (subscription, key, seq) where key is not null;
 
 -- What took more than one attempt to be acknowledged: for those who ask what happened.

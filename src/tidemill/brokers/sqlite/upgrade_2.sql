@@ -5,6 +5,7 @@ alter table tidemill_subscription add column paused integer not null default 0;
 alter table tidemill_consumer add column leaving integer not null default 0;
 alter table tidemill_consumer add column types text;
 alter table tidemill_exception add column died integer not null default 0;
+create index tidemill_exception_waiting on tidemill_exception (subscription, slot) where due is null;
 
 alter table tidemill_dead_letter rename to tidemill_dead_letter_1;
 
