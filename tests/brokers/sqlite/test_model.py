@@ -307,7 +307,7 @@ class World:
         if worker := self.worker():
             self.note("pause", worker.feed.owner[-6:])
             expire(self.path, worker.feed)
-            worker.feed._until = 0
+            worker.feed._until = min(worker.feed._until, 0)
             worker.overslept = True
 
     async def beat(self) -> None:

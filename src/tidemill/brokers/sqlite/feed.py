@@ -23,7 +23,7 @@ from .file import translate
 from .journal import Begun, Journal
 from .rows import encode, slot_of, to_message, unpack_history
 from .settling import Plan
-from .sharing import Member, share_out
+from .sharing import Member, Shared, share_out
 from .slots import Slots
 from .sql import SQL
 from .writer import Unconfirmed
@@ -36,6 +36,9 @@ MOST_ROWS: Final = 512
 
 LEAVE: Final = 5.0
 """Seconds to wait, when closing, until the slots are given back. They go to others anyhow when the lease ends."""
+
+UNKNOWN: Final = -1
+"""In place of a lease's end: it has joined anew, and a renewal says nothing of the slots that it held before."""
 
 SKIPPED: Final = 1000
 """Events of other types passed by, after which that is recorded, so that a restart does not read them again."""
@@ -375,7 +378,7 @@ class SqliteFeed:
         """Take the slots that are this consumer's share, and begin to leave those that are not."""
         self.stale = False
         try:
-            shared = await self._broker.write(partial(share_out, self._me, self._slots.held.copy()), ring=True)
+            shared = await self._broker.write(partial(self._share_out, self._slots.held.copy()), ring=True)
         except BaseException:
             self.stale = True
             raise
@@ -392,6 +395,12 @@ class SqliteFeed:
         if self._slots.leaving:
             await self._give_up()
 
+    def _share_out(self, held: dict[int, int], connection: sqlite3.Connection) -> Shared:
+        shared = share_out(self._me, held, connection)
+        if shared.joined:  # nothing that is held here begins, before it is known what of it was lost
+            self._until = UNKNOWN
+        return shared
+
     def look_around(self) -> None:
         """See whether another consumer is gone, so that its slots are taken over."""
         if self._me.sees_a_loss(self._broker.reader):
@@ -404,15 +413,8 @@ class SqliteFeed:
             idle = {slot: position for slot, position in self._slots.leaving.items() if slot not in busy}
             if not idle:
                 return
-
-            def free(connection: sqlite3.Connection) -> None:
-                mine = {"subscription": self.subscription, "owner": self.owner}
-                for slot, position in idle.items():
-                    connection.execute(SQL["free_slots"], {**mine, "slot": slot, "position": position})
-                connection.execute(SQL["changed"], (self.subscription,))
-
             try:
-                await self._broker.write(free, ring=True)
+                await self._broker.write(partial(self._me.give_up, idle), ring=True)
             except BaseException:
                 self.stale = True  # nobody reads them until they are given up: try again soon
                 raise
@@ -442,9 +444,9 @@ class SqliteFeed:
 
     def renewed(self, until: int) -> None:
         """That is recorded, or it was too late. In the writer's thread too: a blocked event loop keeps its lease."""
-        if until:
+        if until and self._until != UNKNOWN:
             self._until = until
-        else:
+        elif not until:
             self._broker.call_soon(self._thought_dead)
 
     def let_go(self) -> None:
