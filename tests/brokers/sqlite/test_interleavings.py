@@ -528,3 +528,30 @@ def test_slots_taken_in_a_fetch_that_a_drain_cancels_are_given_up_at_once(tmp_pa
             assert len(new._slots.held) == SLOTS
 
     asyncio.run(run())
+
+
+def test_a_renewal_brings_nothing_back_that_was_lost(tmp_path: Path, commits: Commits) -> None:
+    """Thought dead, a consumer joined anew, and was not told: what it held before may be with others."""
+    path = tmp_path / "a.db"
+
+    async def run() -> None:
+        async with brokers(path, 2) as (first, second):
+            feed = await subscribe(first, reader())
+            await store(first, message("a"))
+            (before,) = await take_all(feed, 1)
+            expire(path, feed)
+            feed.lease.until = 0
+            other = await subscribe(second, reader())
+            (held,) = await take_all(other, 1)
+            assert held.position == before.position
+            commits.how = once("lost")
+            with pytest.raises(writer.Unconfirmed):
+                await take(feed)
+            feed.lease.renewed(await first.write(feed.lease.renew))
+            assert not feed.begin(before), "it would run twice at once"
+            for _ in range(3):
+                await take(feed), await take(other)
+            await store(first, *(message(key) for key in one_key_per_slot()))
+            assert feed.begin((await take_all(feed, 1))[0])
+
+    asyncio.run(run())

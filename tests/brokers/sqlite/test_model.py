@@ -307,7 +307,7 @@ class World:
         if worker := self.worker():
             self.note("pause", worker.feed.owner[-6:])
             expire(self.path, worker.feed)
-            worker.feed.lease.until = 0
+            worker.feed.lease.until = min(worker.feed.lease.until, 0)
             worker.overslept = True
 
     async def beat(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tidemill.attempt import Attempts
 from tidemill.broker import STORED, Receipt, Settlement
-from tidemill.brokers.sqlite import feed as feeds
+from tidemill.brokers.sqlite import lease as leases
 from tidemill.brokers.sqlite import sharing
 from tidemill.brokers.sqlite.feed import SqliteFeed
 from tidemill.brokers.sqlite.settling import Plan
@@ -148,7 +148,7 @@ def _after_sharing(statement: str) -> None:
             connection.execute(statement.format(slots=", ".join(map(str, taken))), (member.subscription,))
         return made
 
-    feeds.share_out = shared
+    leases.share_out = shared
 
 
 def neighbours_charged() -> None:

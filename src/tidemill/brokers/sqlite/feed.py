@@ -24,7 +24,7 @@ from .lease import Lease
 from .resolving import resolved_since
 from .rows import encode, slot_of, to_delivery, to_message
 from .settling import Plan
-from .sharing import Member, share_out
+from .sharing import Member
 from .slots import Slots
 from .sql import SQL
 from .wanted import LATER, wanted
@@ -396,7 +396,7 @@ class SqliteFeed:
         """Take the slots that are this consumer's share, and begin to leave those that are not."""
         self.stale = False
         try:
-            shared = await self._broker.write(partial(share_out, self._me, self._slots.held.copy()), ring=True)
+            shared = await self._broker.write(partial(self.lease.share_out, self._slots.held.copy()), ring=True)
         except BaseException:
             self.stale = True
             raise
@@ -425,7 +425,6 @@ class SqliteFeed:
             idle = {slot: position for slot, position in self._slots.leaving.items() if slot not in busy}
             if not idle:
                 return
-
             try:
                 await self._broker.write(partial(self._me.give_up, idle), ring=True)
             except BaseException:

@@ -8,8 +8,12 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable
+from typing import Final
 
-from .sharing import Member
+from .sharing import Member, Shared, share_out
+
+UNKNOWN: Final = -1
+"""In place of the end: a renewal says nothing of the slots that were held before."""
 
 
 class Lease:
@@ -42,10 +46,17 @@ class Lease:
 
     def renewed(self, until: int) -> None:
         """That is recorded, or, with 0, it was too late."""
-        if until:
+        if until and self.until != UNKNOWN:
             self.until = until
-        else:
+        elif not until:
             self._soon(self._gone)
+
+    def share_out(self, known: dict[int, int], connection: sqlite3.Connection) -> Shared:
+        """Share the slots out. Whoever joined anew begins nothing before it knows which of the `known` ones it lost."""
+        shared = share_out(self._member, known, connection)
+        if shared.joined:
+            self.until = UNKNOWN
+        return shared
 
     def let_go(self) -> None:
         """Renew it no more, until the event loop lives again; the next renewal then tells whether others took over."""

@@ -100,6 +100,8 @@ class Shared(msgspec.Struct, frozen=True):
     """How many slots one is to have."""
     until: int
     """When the lease ends, by the monotonic clock."""
+    joined: bool
+    """Whether it was no consumer before: it is new, or had been thought dead, and then its slots were another's."""
     gone: list[str]
     """The consumers that were removed."""
     held: dict[int, tuple[int, int]]
@@ -122,7 +124,7 @@ def share_out(member: Member, known: dict[int, int], connection: sqlite3.Connect
         leases[owner] = lease
         if leaves:
             leaving.add(owner)
-    changed = me not in leases
+    changed = joined = me not in leases
     gone = [other for other, lease in leases.items() if member.is_gone(other, lease, now)]
     for owner in gone:
         charge(connection, subscription, owner, member.others.running(owner), member.now())
@@ -149,4 +151,4 @@ def share_out(member: Member, known: dict[int, int], connection: sqlite3.Connect
     # Also of what an earlier sharing out took whose answer never arrived.
     mask = sum(1 << slot for slot, (epoch, _) in held.items() if known.get(slot) != epoch)
     keys = dict(execute(SQL["waiting_keys"], {"subscription": subscription, "slots": mask}).fetchall()) if mask else {}
-    return Shared(share, until, gone, held, keys)
+    return Shared(share, until, joined, gone, held, keys)
