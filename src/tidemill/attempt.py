@@ -65,12 +65,16 @@ class Attempts:
     def _from_the_future(self, delivery: Delivery, error: FutureVersion) -> Outcome:
         """It waits, uncharged, for newer code: a deployment is under way. The history remembers since when."""
         now, patience = self._clock.now(), self._spec.retry.future
-        known = next((failure for failure in delivery.history if failure.error.startswith(_FUTURE)), None)
+        last = delivery.history[-1] if delivery.history else None
+        known = last if last is not None and last.error.startswith(_FUTURE) else None
         if known is None:
             emit("delivery.future", subscription=delivery.subscription, message=delivery.message.id, reason=str(error))
             delivery.history = (*delivery.history, Failure(delivery.attempt, now, describe(error)))
         waited = 0.0 if known is None else (now - known.at) / 1e9
         if waited >= patience:
+            # Of its own, so that the waiting begins anew where somebody replays it.
+            gave_up = Failure(delivery.attempt, now, f"no newer code came within {patience:g} s")
+            delivery.history = (*delivery.history, gave_up)
             return DeadLetter(f"{describe(error)} (no newer code came within {patience:g} s)")
         return Release(min(max(_SOON, waited / 4), _RARELY, patience - waited), describe(error))
 

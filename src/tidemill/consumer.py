@@ -305,7 +305,7 @@ class Consumer:
                     continue
                 if is_suspect(delivery):
                     alone = await isolation.enter()
-            if (alone is not None and self._stopping) or not begin(delivery):
+            if (alone is not None and (self._stopping or self.is_paused)) or not begin(delivery):
                 if alone is not None:
                     alone()
                 gate.unused()

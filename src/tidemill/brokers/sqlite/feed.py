@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -289,10 +290,9 @@ class SqliteFeed:
     async def settle(self, settlements: Sequence[Settlement]) -> list[Delivery]:
         late = await self._record(settlements)
         if self._slots.leaving:
-            try:
+            # Where it fails the outcomes are recorded all the same; the next fetch tries to give up again.
+            with suppress(BrokerError, Unconfirmed):
                 await self._give_up()
-            except (BrokerError, Unconfirmed):
-                pass  # the outcomes are recorded all the same; the next fetch tries to give up again
         return late
 
     async def _record(self, settlements: Sequence[Settlement]) -> list[Delivery]:
@@ -474,11 +474,9 @@ class SqliteFeed:
     async def leave(self) -> None:
         self._departing = True
         self._slots.keep(0)
-        try:
+        with suppress(BrokerError, Unconfirmed):  # then `close` gives them back, or the end of the process does
             await self._broker.write(partial(self._me.begin_to_leave, self._slots.held.copy()))
             await self._give_up()
-        except (BrokerError, Unconfirmed):
-            pass  # then `close` gives them back, or the end of the process does
 
     def forked(self) -> None:
         """In a process that was forked from this one: nothing more comes of it."""

@@ -53,8 +53,8 @@ class Life:
         """seq -> run of the handlers that a consumer of that process runs, or ran when it died."""
         try:
             file = os.open(self._folder / token, os.O_RDONLY)
-        except OSError:
-            return {}  # it ended well, and took its journal along
+        except (FileNotFoundError, PermissionError):
+            return {}  # it ended well, and took its journal along; or it is none that this process may read
         try:
             return running(file, consumer)
         finally:

@@ -148,6 +148,31 @@ async def a_paused_subscription_waits(place: Place) -> None:
     assert sorted(seen) == [(number, 1) for number in range(21)]
 
 
+@promise("G1", "G6", needs=("order",))
+async def a_pause_keeps_keys_in_order(place: Place) -> None:
+    """Paused and resumed again and again while events of keys are fetched, running and published: every key goes on, in
+    its order, and nothing is charged."""
+    service = Service("shop")
+    handled: dict[str, list[int]] = {}
+    attempts: set[int] = set()
+
+    @service.on(OrderPlaced, concurrency=3)
+    async def note(event: OrderPlaced, ctx: Context) -> None:
+        await asyncio.sleep(0.002)
+        attempts.add(ctx.attempt)
+        handled.setdefault(event.customer, []).append(event.number)
+
+    async with place.running(service):
+        for number in range(0, 30, 3):
+            await service.publish_many(OrderPlaced(str(key), n) for n in range(number, number + 3) for key in range(6))
+            await service.pause("note")
+            await asyncio.sleep(0.005)
+            await service.resume("note")
+        await place.handled("shop.note")
+    assert handled == {str(key): list(range(30)) for key in range(6)}
+    assert attempts == {1}
+
+
 @promise("G1", needs=("durable",))
 async def a_pause_survives_a_restart(place: Place) -> None:
     """Until it is resumed, whoever starts meanwhile and whoever resumes it."""
