@@ -291,7 +291,8 @@ class Consumer:
                 self._idle.append(waiter)
                 await waiter
                 continue
-            if gate.shut or isolation.active:
+            entered = gate.shut or isolation.active
+            if entered:
                 await gate.enter()
                 if not ready:
                     gate.unused()
@@ -300,7 +301,8 @@ class Consumer:
             alone: Callable[[], None] | None = None
             if delivery.history:
                 if delivery.died:
-                    gate.unused()
+                    if entered:
+                        gate.unused()
                     self._finish(delivery, self._attempts.died(delivery))
                     continue
                 if is_suspect(delivery):
@@ -308,7 +310,8 @@ class Consumer:
             if (alone is not None and (self._stopping or self.is_paused)) or not begin(delivery):
                 if alone is not None:
                     alone()
-                gate.unused()
+                if entered:
+                    gate.unused()
                 self._finish(delivery, RELEASE)
                 continue
             turn = gate.turn
