@@ -36,7 +36,7 @@ BASE = Plan(
 
 RUNS = {
     "kills": {FaultKind.KILL_CONSUMER: 10, FaultKind.KILL_PUBLISHER: 4, FaultKind.BURST: 2},
-    "pauses": {FaultKind.PAUSE: 5, FaultKind.BURST: 2},
+    "pauses": {FaultKind.PAUSE: 9, FaultKind.BURST: 2},
     "deploys": {FaultKind.DEPLOY: 4, FaultKind.BURST: 2},
 }
 
@@ -66,8 +66,10 @@ def plan_of(name: str) -> Plan:
         return msgspec.structs.replace(right, mutant=f"{__package__}.mutants:{name}", drain=2.5)
     if name == "deploys":  # slow enough that something waits to be given back
         return msgspec.structs.replace(BASE, faults=RUNS[name], keys=5, longest=0.06)
-    if name == "pauses":  # slow enough that something runs when a process is stopped
-        return msgspec.structs.replace(BASE, faults=RUNS[name], longest=0.1)
+    if name == "pauses":
+        # Slow enough that something runs when a process is stopped, and long enough that others have been there for a
+        # while: who has just come takes nobody for dead by its lease.
+        return msgspec.structs.replace(BASE, faults=RUNS[name], longest=0.1, seconds=6.0, events=800)
     return msgspec.structs.replace(BASE, faults=RUNS[name])
 
 
