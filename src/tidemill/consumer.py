@@ -185,10 +185,12 @@ class Consumer:
         """The lease of these is gone (G12): none of them is begun any more, and the handlers that run are told."""
         for delivery in deliveries:
             delivery.lost = True
-        waiting = [delivery for delivery in self._ready if delivery.lost]
+        waiting = list(self._ready)
+        self._ready.clear()
+        self._ready.extend(delivery for delivery in waiting if not delivery.lost)
         for delivery in waiting:
-            self._ready.remove(delivery)
-            self._finish(delivery, RELEASE)
+            if delivery.lost:
+                self._finish(delivery, RELEASE)
         for running in tuple(self._watchdog.running.values()):
             if running.delivery.lost:
                 emit("delivery.lost", subscription=self.name, message=running.delivery.message.id)

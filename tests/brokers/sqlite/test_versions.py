@@ -4,12 +4,16 @@ takes an event that the older code does not know."""
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import pytest
 from waiting import wait_until
 
 from tidemill import Service, Topic, event
+from tidemill.brokers.sqlite import feed as feeds
+
+from .rig import brokers, message, reader, rows, store, subscribe, take
 
 parcels = Topic("parcels", key="parcel")
 
@@ -156,3 +160,27 @@ def test_a_type_that_no_code_takes_any_more_passes_by(versions: Versions) -> Non
             await wait_until(lambda: versions.by_old == ["sent p1"], seconds=3)
 
     asyncio.run(main())
+
+
+def test_what_could_not_be_read_once_is_read_at_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the very moment in which newer code claims a type must not have its events passed by."""
+
+    async def run() -> None:
+        async with brokers(tmp_path / "a.db", 2) as (first, second):
+            feed = await subscribe(first, reader(types=("order.placed",)))
+            assert await take(feed) == []
+            read = feeds.wanted
+
+            def fails(*_: object) -> None:
+                monkeypatch.setattr(feeds, "wanted", read)
+                raise sqlite3.OperationalError("database is locked")
+
+            monkeypatch.setattr(feeds, "wanted", fails)
+            await second.declare([], [reader(types=("order.paid", "order.placed"))])
+            first.tick()
+            assert feeds.wanted is read, "it was not asked for"
+            await store(second, message(type="order.paid"))
+            assert await take(feed) == []
+            assert rows(tmp_path / "a.db", "select count(*) from tidemill_exception") == [(1,)]
+
+    asyncio.run(run())

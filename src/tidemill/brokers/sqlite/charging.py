@@ -39,9 +39,9 @@ def charge(connection: sqlite3.Connection, subscription: int, owner: str, runnin
         mine.append((seq, run))
         if seq > slots[found[0]]:
             ahead[found[0]] = max(seq, ahead.get(found[0], 0))
+    types = wanted(connection, subscription) if ahead else Everything()
     for slot, last in ahead.items():
         # An exception has to lie behind its slot's position. So it moves, and what lies between is open, uncharged.
-        types = wanted(connection, subscription)
         between: dict[str, Any] = {"subscription": subscription, "slot": slot, "position": slots[slot], "last": last}
         between["types"] = None if isinstance(types, Everything) else encode(sorted(types)).decode()
         execute(SQL["open_up_to"], between)

@@ -250,7 +250,7 @@ class SqliteFeed:
     def _hand_out(self, delivery: Delivery, taken: list[Delivery], *, waits: bool) -> None:
         """Give it to the consumer, unless an earlier event of its key waits, or newer code has to take it."""
         type = delivery.message.type
-        if waits and self._key(delivery) is not None:
+        if waits:
             self._parked.append((delivery, RELEASE))
         elif self._types is None or type in self._types or type not in self._wanted:
             taken.append(delivery)
@@ -460,10 +460,10 @@ class SqliteFeed:
     def looked_up(self, generation: int, touched: int, paused: bool) -> None:
         """What the file says of the subscription."""
         if generation != self.generation:
+            if self._types is not None:  # first: where it cannot be read now, the next look has to ask again
+                self._wanted = wanted(self._broker.reader, self.subscription)
             self.generation = generation
             self.stale = True
-            if self._types is not None:
-                self._wanted = wanted(self._broker.reader, self.subscription)
         if touched != self.touched:
             self.disturbed = True
         if paused != self.paused:
