@@ -288,7 +288,7 @@ async def _resolve(
     for start in range(0, len(numbers), size):
         batch = numbers[start : start + size]
         if start and rate is not None:
-            await _sleep(clock, len(batch) / rate)
+            await clock.sleep(len(batch) / rate)
         done, cancelled = await _to_the_end(broker, action, batch, by)
         report = msgspec.structs.replace(
             report, resolved=report.resolved + len(done), gone=report.gone + len(batch) - len(done)
@@ -318,15 +318,6 @@ async def _to_the_end(
         return await asyncio.shield(writing), None
     except asyncio.CancelledError as cancelled:
         return await writing, cancelled
-
-
-async def _sleep(clock: Clock, seconds: float) -> None:
-    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    timer = clock.call_later(seconds, lambda: None if over.done() else over.set_result(None))
-    try:
-        await over
-    finally:
-        timer.cancel()
 
 
 # What differs from message to message where the cause is one. The names in quotes of these errors are names in code.
